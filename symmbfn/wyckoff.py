@@ -76,7 +76,7 @@ def operations(
     t = table()
     return t.W[t.start[t.first[G + 1] - 1]:t.start[t.first[G + 1]]]
 
-# %% ../nbs/05_wyckoff.ipynb #2e498485
+# %% ../nbs/05_wyckoff.ipynb #3bca6eeb
 def affine(
     W: Tensor,  # (M,3,4)
     u: Tensor,  # (M,3)
@@ -89,20 +89,20 @@ def wrap(
 ) -> Tensor:
     "The same point in [0,1)."
     x = x - x.floor()
-    return torch.where(x < 1, x, 0)
+    return torch.where(x < 1, x, 0)  # -1e-20 is rounded to 1
 
 def neighbours(
     like: Tensor,  # for its device and type
 ) -> Tensor:       # (27,3)
-    "The translations to the cell itself and to the 26 around it."
+    "The translations to a cell and the 26 around it."
     return torch.cartesian_prod(*[torch.arange(-1, 2)]*3).to(like)
 
-# %% ../nbs/05_wyckoff.ipynb #e04f617e
+# %% ../nbs/05_wyckoff.ipynb #b7aee78a
 def nearest(
     x: Tensor,  # (M,3) fractional coordinates
     w: Tensor,  # (M,) Wyckoff positions
-) -> tuple[Tensor, Tensor, Tensor]:  # (M,3) translated x; (M,3) parameters u; (M,) distance
-    "The lattice translation that brings x nearest to the first map of w, and the nearest point there."
+) -> tuple[Tensor, Tensor, Tensor]:  # (M,3) the translate of x; (M,3) parameters u; (M,) distance, in units of `invariant_metric`
+    "The lattice translate of x that is nearest to the first map of w, and the parameters of the nearest point there."
     t = table(x.device, x.dtype)
     t0, Q, n = t.W[t.start[w], :, 3], t.Q[w], neighbours(x)
     d = x - t0
