@@ -109,7 +109,7 @@ def show(row):
     print(f"epoch {row['epoch']}  train {row['train_loss']:.3f}  k {row['train_k']:.3f}  x {row['train_x']:.3f}  a {row['train_a']:.3f}  "
         f"S {row['train_S']:.3f}{val}{left}", flush=True)
 
-# %% ../nbs/09_train.ipynb #f8298961
+# %% ../nbs/09_train.ipynb #b5e180f9
 def train(
     run,                   # folder of the run; a run that is there goes on
     data: Crystals,        # to train on
@@ -133,7 +133,7 @@ def train(
     torch.manual_seed(seed)
     model, ema = (Model(**settings).standardise(data).to(device) for _ in range(2))
     ema.load_state_dict(model.state_dict())
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     scheduler = _scheduler(optimizer, schedule, epochs)
     config = dict(epochs=epochs, size=size, lr=lr, schedule=schedule, decay=decay, clip=clip, every=every, seed=seed, crystals=len(data), settings=model.settings)
     rows, step, before, file = [], 0, 0., run/'checkpoint.safetensors'

@@ -1,0 +1,46 @@
+"The experiments as papermill runs them: parameters are obeyed or refused."
+import csv
+import os
+from pathlib import Path
+
+import papermill
+import pytest
+
+root = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    "Execute an experiment with parameters, from an empty folder; returns the run's folder."
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.chdir(tmp_path)
+
+    def execute(name, **parameters):
+        papermill.execute_notebook(root/"nbs"/f"{name}.ipynb", tmp_path/f"{name}.ipynb", parameters=parameters, progress_bar=False)
+        return tmp_path/"run"
+    return execute
+
+
+SMALL = dict(run="run", limit=60, hidden=16, embed=8, layers=1, freqs=2, samples=4, steps=3, every=1)
+
+
+def test_train_then_sample(run):
+    folder = run("20_train", epochs=2, **SMALL)
+    log = list(csv.DictReader(open(folder/"log.csv")))
+    assert [row["epoch"] for row in log] == ["1", "2"] and all(float(row["val_loss"]) > 0 for row in log)
+    assert len(list((folder/"samples").glob("*.cif"))) == 4 and len(list(csv.DictReader(open(folder/"samples"/"samples.csv")))) == 4
+    for name in ("model.safetensors", "checkpoint.safetensors", "losses.png", "gallery.png", "distributions.png"): assert (folder/name).stat().st_size > 1000
+    run("21_sample", run="run", samples=3, steps="2,4")
+    assert sorted(p.name for p in folder.glob("samples_*")) == ["samples_2", "samples_4"]
+
+
+@pytest.mark.parametrize("name, parameters, words", [
+    ("20_train", dict(epoch=3), "Unknown parameter epoch"),
+    ("20_train", dict(epochs="many"), "Parameter epochs is 'many', but must be int"),
+    ("20_train", dict(preset="papers"), "Unknown preset"),
+    ("20_train", dict(data="mp30"), "mp30"),
+    ("21_sample", dict(run="nowhere"), "train a model with 20_train first"),
+    ("21_sample", dict(steps="5;10"), "separated by commas")])
+def test_wrong_parameters_are_refused_in_one_sentence(run, name, parameters, words, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match=words): run(name, **parameters)
+    assert not (tmp_path/"runs").exists() and not (tmp_path/"nowhere").exists()
