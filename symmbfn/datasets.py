@@ -29,12 +29,13 @@ from .core import K
 from .data import Dataset, load_dataset, save_dataset
 from .structures import assemble, read_cif, standardize
 
-# %% ../nbs/15_datasets.ipynb #18ab9591
+# %% ../nbs/15_datasets.ipynb #506e2594
 NONMETALS = 'H C N O F P S Cl As Se Br Sb Te I'.split()
 
 @cache
 def chemistry() -> SimpleNamespace:
-    "By atomic number, (104,), NaN if unknown: M X group; r slope (contacts); R c (valence). By ion: Z q count. By element: usable, nonmetal."
+    """Of each element, (104,) by atomic number, NaN if unknown: M (Pettifor's number), group, X (electronegativity),
+    r and slope (for contacts), R and c (for valences), nonmetal. Of each ion: Z, q, count. Elements in use: usable."""
     from pymatgen.analysis.bond_valence import BV_PARAMS, PRIOR_PROB
     from pymatgen.analysis.structure_prediction.volume_predictor import bond_params
     from pymatgen.core import Element
@@ -49,7 +50,8 @@ def chemistry() -> SimpleNamespace:
         return q == (-1 if e.Z == 1 else e.group - 18) or e.Z > 1 and q >= 3 and q in (e.group - 10, e.group - 12)
     ions = np.array([(e.Z, s.oxi_state, count) for e in known if e in BV_PARAMS for s, count in PRIOR_PROB.items()
         if s.symbol == e.symbol and count >= 40 and common(e, s.oxi_state)], int)
-    return SimpleNamespace(**dict(zip(['M', 'group', 'X', 'r', 'slope', 'R', 'c'], t)), Z=ions[:, 0], q=ions[:, 1], count=ions[:, 2],
+    M, group, X, r, slope, R, c = t
+    return SimpleNamespace(M=M, group=group, X=X, r=r, slope=slope, R=R, c=c, Z=ions[:, 0], q=ions[:, 1], count=ions[:, 2],
         usable=np.array([e.Z for e in known]), nonmetal=np.array([False] + [e.symbol in NONMETALS for e in elements]))
 
 # %% ../nbs/15_datasets.ipynb #b7873588
@@ -139,7 +141,7 @@ def fit(
     s, misfit = scale_by_valence(p, np.repeat(Z[None], len(q), 0), q)
     return s[misfit.argmin()], misfit.min(), True
 
-# %% ../nbs/15_datasets.ipynb #8baa435a
+# %% ../nbs/15_datasets.ipynb #a00ed7b8
 DRAWS = 30_000
 
 def candidates(
@@ -159,7 +161,9 @@ def candidates(
     draws = draws[ok][_first(draws[ok])]
     return Z[draws], q[draws] if neutral else None
 
-def _first(rows): return np.sort(np.unique(rows @ 128**np.arange(rows.shape[1]), return_index=True)[1])  # where each row of small numbers first appears
+def _first(rows):
+    "Where each different row (of numbers below 256) first appears."
+    return np.sort(np.unique(rows @ 256**np.arange(rows.shape[1]), return_index=True)[1])
 
 # %% ../nbs/15_datasets.ipynb #bd1bcd90
 FIT = {True: .2, False: .05}  # largest misfit by valence and by contact: about nine in ten real crystals are below
@@ -192,14 +196,14 @@ def library() -> tuple:  # list of (AFLOW label, pymatgen Structure, Pattern); C
         else: used.append((entry['tags']['aflow'], s, p))
     return used, cut
 
-# %% ../nbs/15_datasets.ipynb #97450b8a
+# %% ../nbs/15_datasets.ipynb #40c512a6
 COUNT = {1: 6, 2: 12}  # crystals of a prototype with one or two elements; with more, 36
 
 def prototypes(
     seed=0,
 ) -> list:  # of pymatgen Structure; properties: name, neutral (whether charges were balanced)
     "A few thousand crystals: the structures of the AFLOW library, as they are and with other elements."
-    from pymatgen.core import Composition, Lattice, Structure
+    from pymatgen.core import Lattice, Structure
     made = {}
     for index, (label, s, p) in enumerate(library()[0]):
         count, neutral = COUNT.get(len(p.Z), 36), len(charges(p.Z, p.count)) > 0
@@ -213,7 +217,7 @@ def prototypes(
                 made[name] = crystal
     return list(made.values())
 
-# %% ../nbs/15_datasets.ipynb #a4106b10
+# %% ../nbs/15_datasets.ipynb #e9468572
 PROPERTIES = ('formation_energy_per_atom', 'band_gap', 'e_above_hull')  # eV/atom, eV, eV/atom
 
 def _record(row, symprec):
@@ -233,13 +237,14 @@ def _records(rows, symprec, workers, title):
     "`_record` of every row, in order."
     from tqdm import tqdm
     task, bar = partial(_record, symprec=symprec), partial(tqdm, total=len(rows), desc=title, unit=' rows')
-    if workers is None: workers = 1 if len(rows) < 2000 else os.cpu_count()
+    if workers is None: workers = 1 if len(rows) < 2000 else min(os.cpu_count(), 8)
     if workers == 1: return list(bar(map(task, rows)))
     try:
         with ProcessPoolExecutor(workers, get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(bar(pool.map(task, rows, chunksize=64)))
     except BrokenProcessPool as e:
-        raise RuntimeError("A worker process died: in a script, call this under `if __name__ == '__main__':`, or with workers=1.") from e
+        hint = "in a script, call this under `if __name__ == '__main__':`, or with workers=1"
+        raise RuntimeError(f"A worker process died: {hint}.") from e
 
 def _assembled(records):
     "Crystals of the good records; all records, with a reason in place of those that don't assemble."
@@ -268,12 +273,12 @@ def read_rows(
         raise ValueError(f"{path} has no column {', '.join(sorted(lacking))}: give a CSV file with MP-20's columns.")
     return rows, hashlib.sha1(raw).hexdigest()
 
-# %% ../nbs/15_datasets.ipynb #be491ddf
+# %% ../nbs/15_datasets.ipynb #6bf676e2
 def encode_rows(
     rows,          # list of dict with MP-20's columns
     bad_path,      # CSV file to list the rows left out: row (the first is 1), id, reason
     symprec=0.1,   # distance within which atoms count as equivalent, Angstrom
-    workers=None,  # processes; by default one, or one per core from 2,000 rows on
+    workers=None,  # processes; by default one, and from 2,000 rows on one per core, 8 at most
     title='rows',  # for the progress bar and the summary
 ) -> Dataset:
     "Encode a table of crystals. What cannot be used is listed and left out; raises ValueError if nothing remains."
@@ -282,13 +287,13 @@ def encode_rows(
     bad = [(i + 1, rows[i]['material_id'], r) for i, r in enumerate(records) if isinstance(r, str)]
     Path(bad_path).parent.mkdir(parents=True, exist_ok=True)
     with open(bad_path, 'w', newline='') as f: csv.writer(f).writerows([('row', 'id', 'reason'), *bad])
-    reasons = Counter(reason.split(':')[0].split(' (')[0] for *_, reason in bad)
-    print(f"{title}: {len(good)} of {len(rows)} rows are used", *[f"{n} left out because {reason}" for reason, n in reasons.most_common()], sep='; ')
+    reasons = Counter(reason.split(':')[0].split(' (')[0] for *_, reason in bad).most_common()
+    print(f"{title}: {len(good)} of {len(rows)} rows are used", *[f"{n} left out: {reason}" for reason, n in reasons], sep='; ')
     if not good: raise ValueError(f"{title}: no row can be used; {bad_path} lists the reasons.")
     values = torch.tensor([records[i][1] for i in good], dtype=torch.float64)
     return Dataset(crystals, [rows[i]['material_id'] for i in good], dict(zip(PROPERTIES, values.T.clone())))
 
-# %% ../nbs/15_datasets.ipynb #dcf3afc1
+# %% ../nbs/15_datasets.ipynb #f754db56
 SPLITS = ('train', 'val', 'test')
 MP20_URL = 'https://raw.githubusercontent.com/txie-93/cdvae/main/data/mp_20'
 MP20_BLOBS = dict(train='b1c9d498565ac2fd8d075a51ff2ef5e51ba6c21f', val='7efe4d7ebeb4f460ceaad35e5326c42111d9c9a1',
@@ -307,14 +312,16 @@ def fetch(
     try:
         with urllib.request.urlopen(url, timeout=60) as response: content = response.read()
     except (OSError, HTTPException) as e:
-        raise ConnectionError(f"{url} could not be downloaded ({e}): try again, or set SYMMBFN_DATA to a folder that has the file.") from e
-    if blob_id(content) != blob: raise ValueError(f"{url} gave other content than expected (git blob {blob_id(content)}, not {blob}): try again, or set SYMMBFN_DATA.")
+        hint = "try again, or set SYMMBFN_DATA to a folder with the data"
+        raise ConnectionError(f"{url} could not be downloaded ({e}): {hint}.") from e
+    if (got := blob_id(content)) != blob:
+        raise ValueError(f"{url} gave other content than expected (git blob {got}, not {blob}): try again, or set SYMMBFN_DATA.")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     part.write_bytes(content)
     os.replace(part, path)
 
-# %% ../nbs/15_datasets.ipynb #1ec691d6
+# %% ../nbs/15_datasets.ipynb #89302c35
 def cache_folder() -> Path:
     "Where downloads and encoded data sets are kept: SYMMBFN_CACHE, or symmbfn in the user's cache."
     return Path(os.environ.get('SYMMBFN_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'symmbfn')
@@ -326,12 +333,13 @@ def mp20_file(
     if folder := os.environ.get('SYMMBFN_DATA'):
         found = [path for name in (f'{split}.csv.gz', f'{split}.csv') if (path := Path(folder)/'mp_20'/name).exists()]
         if found: return found[0]
-        raise FileNotFoundError(f"{Path(folder)/'mp_20'/split}.csv.gz is missing: set SYMMBFN_DATA to a folder with mp_20/train.csv.gz, val.csv.gz and test.csv.gz, or unset it to download MP-20.")
-    path = cache_folder()/'mp_20'/f'{split}.csv'
-    if not path.exists() or blob_id(path.read_bytes()) != MP20_BLOBS[split]: fetch(f'{MP20_URL}/{split}.csv', path, MP20_BLOBS[split])
+        raise FileNotFoundError(f"{Path(folder)/'mp_20'/split}.csv.gz is missing: set SYMMBFN_DATA to a folder with "
+            "mp_20/train.csv.gz, val.csv.gz and test.csv.gz, or unset it to download MP-20.")
+    path, blob = cache_folder()/'mp_20'/f'{split}.csv', MP20_BLOBS[split]
+    if not path.exists() or blob_id(path.read_bytes()) != blob: fetch(f'{MP20_URL}/{split}.csv', path, blob)
     return path
 
-# %% ../nbs/15_datasets.ipynb #274b0e04
+# %% ../nbs/15_datasets.ipynb #754135fb
 ENCODER = 1  # to be raised with every change of what is encoded: older caches are then built again
 
 def _cached(path, key, build):
@@ -348,20 +356,23 @@ def _cached(path, key, build):
 def _build_prototypes(symprec):
     crystals = prototypes()
     density = torch.tensor([float(s.density) for s in crystals], dtype=torch.float64)
-    return Dataset(assemble([standardize(s, symprec) for s in crystals]), [s.properties['name'] for s in crystals], dict(density=density))
+    encoded = assemble([standardize(s, symprec) for s in crystals])
+    return Dataset(encoded, [s.properties['name'] for s in crystals], dict(density=density))
 
-# %% ../nbs/15_datasets.ipynb #e0f72aa2
+# %% ../nbs/15_datasets.ipynb #3f52678a
 def load_data(
     name,          # 'mp20' or 'prototypes'
     symprec=0.1,   # distance within which atoms count as equivalent, Angstrom
-    workers=None,  # processes for mp20; by default one per core
+    workers=None,  # processes for mp20; by default one per core, 8 at most
 ) -> dict:         # train, val, test -> Dataset
-    """A named data set, encoded once and then read from the cache. Raises ValueError, FileNotFoundError or ConnectionError that says what to do.
+    """A named data set, encoded once and then read from the cache.
 
-    Worker processes are spawned: a script must call this under `if __name__ == '__main__':`."""
+    Raises ValueError, FileNotFoundError or ConnectionError that says what to do. Worker processes are spawned: a script
+    must call this under `if __name__ == '__main__':`."""
     key = dict(encoder=ENCODER, symprec=symprec, moyopy=version('moyopy'))
     if name == 'prototypes':
-        data = _cached(cache_folder()/'prototypes.safetensors', key | dict(pymatgen=version('pymatgen')), partial(_build_prototypes, symprec))
+        key['pymatgen'] = version('pymatgen')
+        data = _cached(cache_folder()/'prototypes.safetensors', key, partial(_build_prototypes, symprec))
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         cut = [len(data)*8//10, len(data)*9//10]
         return {split: data[part.sort().values] for split, part in zip(SPLITS, order.tensor_split(cut))}
@@ -370,5 +381,6 @@ def load_data(
     def load(split):
         path = cache_folder()/f'mp20-{split}.safetensors'
         rows, sha1 = read_rows(files[split])
-        return _cached(path, key | dict(source=sha1), lambda: encode_rows(rows, path.with_suffix('.bad.csv'), symprec, workers, f'mp20 {split}'))
+        build = partial(encode_rows, rows, path.with_suffix('.bad.csv'), symprec, workers, f'mp20 {split}')
+        return _cached(path, key | dict(source=sha1), build)
     return {split: load(split) for split in SPLITS}
