@@ -217,7 +217,7 @@ def prototypes(
                 made[name] = crystal
     return list(made.values())
 
-# %% ../nbs/15_datasets.ipynb #e9468572
+# %% ../nbs/15_datasets.ipynb #44a971bf
 PROPERTIES = ('formation_energy_per_atom', 'band_gap', 'e_above_hull')  # eV/atom, eV, eV/atom
 
 def _record(row, symprec):
@@ -252,10 +252,10 @@ def _assembled(records):
         try: assemble([record[0]])
         except ValueError as e: return str(e).removeprefix('Crystal 0: ')
         return record
-    good = [r for r in records if not isinstance(r, str)]
-    if not good: return None, records
-    try: return assemble([r[0] for r in good]), records
-    except ValueError: return _assembled([r if isinstance(r, str) else alone(r) for r in records])  # rare: then one by one
+    def together(records): return assemble(good) if (good := [r[0] for r in records if not isinstance(r, str)]) else None
+    try: return together(records), records
+    except ValueError: records = [r if isinstance(r, str) else alone(r) for r in records]  # rare: then one by one
+    return together(records), records
 
 # %% ../nbs/15_datasets.ipynb #9d73a243
 def read_rows(
