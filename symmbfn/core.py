@@ -77,11 +77,18 @@ def concat(
     joined = {f.name: torch.cat([getattr(c, f.name) for c in crystals]) for f in fields(Crystals) if f.name != 'b'}
     return Crystals(b=torch.cat([c.b + s for c, s in zip(crystals, size.tolist())]), **joined)
 
-# %% ../nbs/00_core.ipynb #3ed3e66f
+# %% ../nbs/00_core.ipynb #32ec2456
 def check(
     c: Crystals,
 ) -> Crystals:  # the same, if it is well formed
-    "Raise a ValueError that names the crystal if a value is out of its range."
+    "Raise a ValueError that names the field or the crystal if a shape, a type or a value is wrong."
+    B, N = c.G.numel(), c.b.numel()
+    for name, shape in dict(G=(B,), k=(B, 6), b=(N,), x=(N, 3), a=(N,), S=(N, AXES)).items():
+        v, kind = getattr(c, name), 'floating' if name in 'kx' else 'integer'
+        if v.shape != shape or v.is_floating_point() != (name in 'kx'):
+            raise ValueError(f"Crystals.{name} is {v.dtype} of shape {tuple(v.shape)}: make it {kind} of shape {shape}.")
+    if not B or not N: raise ValueError("There are no crystals: give one at least.")
+    if c.b[0] < 0 or c.b[-1] >= B or (c.b.diff() < 0).any(): raise ValueError(f"Crystals.b must ascend from 0 to {B - 1}: sort the sites by crystal.")
     tests = [("space group outside 1 to 230", (c.G < 1) | (c.G > GROUPS), None), ("lattice that is not finite", ~c.k.isfinite().all(1), None),
         ("coordinate that is not finite", ~c.x.isfinite().all(1), c.b), (f"element outside 1 to {K}", (c.a < 1) | (c.a > K), c.b),
         (f"site symmetry outside 0 to {OPS - 1}", ((c.S < 0) | (c.S >= OPS)).any(1), c.b), ("no sites", c.n == 0, None)]
@@ -146,7 +153,7 @@ def save_tensors(
     with open(part, 'wb') as f: f.writelines([struct.pack('<Q', len(head)), head, *chunks])
     os.replace(part, path)
 
-# %% ../nbs/00_core.ipynb #e61c1c85
+# %% ../nbs/00_core.ipynb #f5c4449b
 def load_tensors(
     path,  # a safetensors file
 ) -> tuple[dict, object]:  # name -> tensor, and the meta
@@ -155,13 +162,13 @@ def load_tensors(
     try:
         size, = struct.unpack('<Q', raw[:8])
         header = json.loads(raw[8:8 + size])
-        meta = header.pop('__metadata__', {}).get('json')
+        meta = json.loads(header.pop('__metadata__', {}).get('json', 'null'))
         data = bytearray(raw[8 + size:])
         tensors = {k: _read(data, _DTYPES[v['dtype']], v['shape'], *v['data_offsets']) for k, v in header.items()}
         if sum(t.nbytes for t in tensors.values()) != len(data): raise ValueError("wrong length")
     except (struct.error, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, ValueError) as e:
         raise ValueError(f"{path} is damaged or not a safetensors file ({e}): delete it and make or fetch it again.") from e
-    return tensors, None if meta is None else json.loads(meta)
+    return tensors, meta
 
 def _read(data, dtype, shape, start, end):
     if start == end: return torch.empty(shape, dtype=dtype)

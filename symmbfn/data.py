@@ -30,7 +30,7 @@ class Dataset:
         take = torch.arange(len(self))[index].reshape(-1)
         return Dataset(self.crystals[take], [self.ids[i] for i in take.tolist()], {k: v[take] for k, v in self.properties.items()})
 
-# %% ../nbs/06_data.ipynb #e9e66522
+# %% ../nbs/06_data.ipynb #c7dda622
 _STORED = dict(G=torch.int16, b=torch.int32, a=torch.uint8, S=torch.uint8)
 
 def save_dataset(
@@ -48,9 +48,10 @@ def load_dataset(
 ) -> tuple[Dataset, object]:  # the data set, and the meta given when it was saved
     "Read a data set. Raises FileNotFoundError, or ValueError for a damaged file or one of another kind."
     tensors, meta = load_tensors(path)
-    if not isinstance(meta, dict) or 'ids' not in meta or not {'G', 'k', 'b', 'x', 'a', 'S'} <= tensors.keys():
+    if not isinstance(meta, dict) or not {'ids', 'meta'} <= meta.keys() or not {'G', 'k', 'b', 'x', 'a', 'S'} <= tensors.keys():
         raise ValueError(f"{path} holds no data set: give a file written by symmbfn.data.save_dataset.")
     c = Crystals(**{k: tensors[k].long() if k in _STORED else tensors[k] for k in ('G', 'k', 'b', 'x', 'a', 'S')})
+    if len(meta['ids']) != len(c): raise ValueError(f"{path} has {len(meta['ids'])} names for {len(c)} crystals: make it again.")
     return Dataset(check(c), meta['ids'], {k[9:]: v for k, v in tensors.items() if k.startswith('property.')}), meta['meta']
 
 # %% ../nbs/06_data.ipynb #e7e0e561

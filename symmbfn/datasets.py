@@ -217,7 +217,7 @@ def prototypes(
                 made[name] = crystal
     return list(made.values())
 
-# %% ../nbs/15_datasets.ipynb #44a971bf
+# %% ../nbs/15_datasets.ipynb #e3a52007
 PROPERTIES = ('formation_energy_per_atom', 'band_gap', 'e_above_hull')  # eV/atom, eV, eV/atom
 
 def _record(row, symprec):
@@ -228,9 +228,10 @@ def _record(row, symprec):
     except Exception as e: return str(e)
 
 def _number(row, name):
-    try: value = float(row[name] or 'nan')
-    except ValueError: value = math.inf
-    if math.isinf(value): raise ValueError(f"{name} is not a number: {row[name]}")
+    if not row[name]: return math.nan  # an empty field is a missing value; anything else must be a number
+    try: value = float(row[name])
+    except ValueError: value = math.nan
+    if not math.isfinite(value): raise ValueError(f"{name} is not a number: {row[name]}")
     return value
 
 def _records(rows, symprec, workers, title):

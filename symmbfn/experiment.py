@@ -6,8 +6,8 @@
 __all__ = ['REACH', 'GRAM_PER_CM3', 'check_parameters', 'draw_crystals', 'shortest_distance', 'found_group', 'describe',
            'columns', 'write_samples']
 
-# %% ../nbs/19_experiment.ipynb #7b898dee
-import csv, warnings
+# %% ../nbs/19_experiment.ipynb #d7ba076a
+import csv, os, warnings
 from pathlib import Path
 
 import torch
@@ -21,12 +21,13 @@ from .sample import sample
 from .structures import decode, to_cif
 from .wyckoff import letters, table
 
-# %% ../nbs/19_experiment.ipynb #4570686f
+# %% ../nbs/19_experiment.ipynb #e8b669b4
 def check_parameters(
     before,   # names that were there before the parameters cell: set(globals())
     after,    # globals()
+    **least,  # smallest allowed value of a parameter
 ) -> dict:    # name -> value
-    "The parameters of an experiment. Raises ValueError for an unknown name or a value of another type."
+    "The parameters of an experiment. Raises ValueError for an unknown name, a value of another type or too small a one."
     types = after.get('__annotations__', {})
     new = {k for k in after if k not in before and not k.startswith('_') and k not in ('before', 'In', 'Out')}
     if unknown := sorted(new - types.keys()): raise ValueError(f"Unknown parameter {', '.join(unknown)}: choose among {', '.join(types)}.")
@@ -35,6 +36,7 @@ def check_parameters(
         right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
         if not right and not (kind is float and type(value) is int):
             raise ValueError(f"Parameter {name} is {value!r}, but must be {kind.__name__}: give it so.")
+        if name in least and not value >= least[name]: raise ValueError(f"Parameter {name} is {value!r}: give {least[name]} at least.")
     return {name: float(after[name]) if kind is float else after[name] for name, kind in types.items()}
 
 # %% ../nbs/19_experiment.ipynb #04622656
@@ -57,7 +59,7 @@ def draw_crystals(
         if report: report(sum(map(len, done)))
     return concat(done)
 
-# %% ../nbs/19_experiment.ipynb #da67484e
+# %% ../nbs/19_experiment.ipynb #6b1448f9
 REACH = 4.0  # Angstrom: distances beyond it are not looked at
 GRAM_PER_CM3 = 1.66053907  # of one atomic mass unit per cubic Angstrom
 
@@ -72,6 +74,7 @@ def found_group(
     symprec=0.1,  # Angstrom
 ) -> int:         # 0 if there is none
     "Space group according to spglib."
+    os.environ.setdefault('SPGLIB_WARNING', 'OFF')  # it would print a line for every crystal whose atoms overlap
     import spglib
     d = spglib.get_symmetry_dataset((structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers), symprec=symprec)
     return d.number if d else 0
@@ -80,14 +83,13 @@ def describe(
     crystals: Crystals,
 ) -> list:  # of dict, one per crystal
     "The table of a set of crystals."
-    warnings.filterwarnings('ignore', 'No Pauling electronegativity')  # formulas of noble gases
-    w = letters(reconstruct(certain(crystals), crystals.G, crystals.b)[1])
-    rows, b = [], crystals.b.tolist()
-    for i, s in enumerate(decode(crystals, primitive=True)):
-        short = shortest_distance(s)
-        rows.append(dict(crystal=i, formula=s.composition.reduced_formula, space_group=int(crystals.G[i]), found_group=found_group(s),
-            wyckoff=' '.join(f"{v}" for v, c in zip(w, b) if c == i), sites=int(crystals.n[i]), atoms=len(s), density=round(s.density, 4),
-            volume_per_atom=round(s.volume/len(s), 4), shortest_distance=round(float(short), 4), valid=bool(short >= 0.5)))
+    w, rows = letters(reconstruct(certain(crystals), crystals.G, crystals.b)[1]), []
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'No Pauling electronegativity')  # formulas of noble gases
+        for i, (s, G, n) in enumerate(zip(decode(crystals, primitive=True), crystals.G.tolist(), crystals.n.tolist())):
+            short, own, w = shortest_distance(s), w[:n], w[n:]
+            rows.append(dict(crystal=i, formula=s.composition.reduced_formula, space_group=G, found_group=found_group(s), wyckoff=' '.join(own), sites=n, atoms=len(s),
+                density=round(s.density, 4), volume_per_atom=round(s.volume/len(s), 4), shortest_distance=round(float(short), 4), valid=bool(short >= 0.5)))
     return rows
 
 # %% ../nbs/19_experiment.ipynb #7f37d0ad

@@ -38,7 +38,7 @@ def _spectral(
     change = V.mT @ (A - A.detach()) @ V
     return V @ (torch.diag_embed(f(w)) + slope*change) @ V.mT
 
-# %% ../nbs/03_lattice.ipynb #0568187d
+# %% ../nbs/03_lattice.ipynb #6351bee8
 def lattice_to_k(
     L: Tensor,  # (...,3,3) lattice vectors in rows, Angstrom
 ) -> Tensor:    # (...,6)
@@ -58,7 +58,9 @@ def k_to_lattice(
     "The cell exp(S), S = sum of k_i B_i: of all orientations, the one in which L is symmetric. Raises ValueError for nan or inf."
     if not k.isfinite().all(): raise ValueError("k is not finite; a network that diverged or a wrong scale would do that.")
     S = torch.einsum('...k,kij->...ij', k.double(), BASIS.to(k.device))
-    return _spectral(S, torch.exp, torch.exp).to(k.dtype)
+    L = _spectral(S, torch.exp, torch.exp).to(k.dtype)
+    if not L.isfinite().all(): raise ValueError("k is so large that the cell overflows; a network that diverged or a wrong scale would do that.")
+    return L
 
 # %% ../nbs/03_lattice.ipynb #856e270a
 def lengths_angles(

@@ -41,7 +41,7 @@ def gaussian_posterior(
     v = g*s**2 + 1 - g
     return m + s**2/v*(mu - g*m), s*((1 - g)/v).sqrt()
 
-# %% ../nbs/08_model.ipynb #a3f81c1c
+# %% ../nbs/08_model.ipynb #b52c1837
 PAPER = dict(predict='noise', sigma_k=0.02, sigma_x=0.02, beta_a=0.75, beta_S=2.0,  # meaning of scores; accuracies at t = 1
     lambda_k=0.1, lambda_x=1.0, lambda_a=3.0, lambda_S=10.0,                        # weights of the losses
     hidden=512, embed=128, layers=6, freqs=128)                                     # the network
@@ -59,6 +59,10 @@ class Model(nn.Module):
         self.settings = PAPER | settings
         for name, value in self.settings.items():
             if not isinstance(PAPER[name], int): setattr(self, name, value)
+        for name, value in self.settings.items():
+            if name != 'predict' and (not isinstance(value, (int, type(PAPER[name]))) or not value > 0 or name.startswith('sigma') and value >= 1):
+                raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {PAPER[name]}.")
+        if self.settings['embed'] % 2: raise ValueError(f"Setting embed is {self.settings['embed']}: give an even number.")
         if self.predict not in ('noise', 'datum'): raise ValueError(f"Unknown predict {self.predict!r}: choose 'noise' or 'datum'.")
         self.net = Net(**{k: self.settings[k] for k in ('hidden', 'embed', 'layers', 'freqs')})
         self.register_buffer('k_mean', torch.zeros(6)); self.register_buffer('k_std', torch.ones(6))
@@ -68,7 +72,7 @@ class Model(nn.Module):
     ):
         "Remember mean and standard deviation of every component of k, over the crystals that are free in it."
         for i in range(6):
-            values = c.k[free()[c.G, i], i]
+            values = c.k[free(c.G.device)[c.G, i], i]
             if len(values) > 1: self.k_mean[i], self.k_std[i] = values.mean(), values.std().clamp(min=0.01)
         return self
 
@@ -108,7 +112,7 @@ class Model(nn.Module):
         t: Tensor,      # (B,) time
         noise: Theta,
     ) -> Theta:         # four scalars
-        "The continuous-time losses of the four channels, equations 15, 21, 23, 24, unweighted."
+        "The continuous-time losses of the four channels, equations 15, 21, 23, 24 per variable, unweighted."
         est, t = self(self.flow(c, t, noise), t, c.G, c.b), t[:, None]
         per_site = lambda v: segment_mean(v.flatten(1).mean(1), c.b, len(c)).mean()
         k, open_k = continuous.loss(c.k.to(t.dtype) - est.k, t, self.sigma_k), free(c.G.device)[c.G]
@@ -147,7 +151,7 @@ def prior(
     new = lambda f, v: torch.full(s[f], v, device=G.device, dtype=dtype)
     return Theta(constrain(new('k', 0.), G), new('x', 0.), new('a', 1/K), new('S', 1/OPS))
 
-# %% ../nbs/08_model.ipynb #289c1479
+# %% ../nbs/08_model.ipynb #3d6af91d
 def save_model(
     path,           # file to write, .safetensors
     model: Model,
@@ -165,6 +169,9 @@ def load_model(
     tensors, about = load_tensors(path)
     if not isinstance(about, dict) or about.get('kind') != 'symmbfn model':
         raise ValueError(f"{path} holds no symmbfn model: give a file written by symmbfn.model.save_model.")
-    counts, model = tensors.pop('counts'), Model(**about['settings'])
-    model.load_state_dict(tensors)
-    return model.eval(), counts, about['meta']
+    try:
+        counts, model = tensors.pop('counts'), Model(**about['settings'])
+        model.load_state_dict(tensors)
+        return model.eval(), counts, about['meta']
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f"{path} is not a whole symmbfn model ({type(e).__name__}: {str(e).splitlines()[0]}): fetch or train it again.") from e

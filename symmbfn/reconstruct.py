@@ -6,7 +6,7 @@
 __all__ = ['SIGMA', 'KAPPA', 'FLOOR', 'scores', 'assign', 'reconstruct', 'certain', 'Cells', 'unit_cells', 'primitive_basis',
            'primitive']
 
-# %% ../nbs/12_reconstruct.ipynb #c99c6710
+# %% ../nbs/12_reconstruct.ipynb #82be90fa
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import discrete
 from .core import AXES, GROUPS, K, OPS, Batch, Crystals, Theta, local
-from .lattice import k_to_lattice
+from .lattice import constrain, k_to_lattice
 from .wyckoff import nearest, operations, orbit, project, table
 
 # %% ../nbs/12_reconstruct.ipynb #0fece1dd
@@ -60,15 +60,16 @@ def assign(
         if not lost.any(): return w
         score[site[lost], p[lost]] = -torch.inf
 
-# %% ../nbs/12_reconstruct.ipynb #c766e974
+# %% ../nbs/12_reconstruct.ipynb #7b7935ff
 def reconstruct(
     theta: Theta,  # the end of a sample
     G: Tensor,     # (B,) space groups
     b: Tensor,     # (N,) crystal of each site
 ) -> tuple[Crystals, Tensor]:  # the crystals; (N,) Wyckoff position of each site
-    "The most probable crystals that have the space groups G exactly."
+    "The most probable crystals that have the space groups G exactly. Raises ValueError for a belief that is not finite."
+    if not all(v.isfinite().all() for v in (theta.k, theta.x, theta.a, theta.S)): raise ValueError("A belief is not finite: the network that made it diverged; train it again with a lower lr.")
     w = assign(*scores(theta, G, b), b)
-    return Crystals(G, theta.k, b, project(theta.x, w)[0], theta.a.argmax(-1) + 1, table(G.device).S[w]), w
+    return Crystals(G, constrain(theta.k, G), b, project(theta.x, w)[0], theta.a.argmax(-1) + 1, table(G.device).S[w]), w
 
 def certain(
     c: Crystals,
@@ -96,7 +97,7 @@ def unit_cells(
     frac, site = orbit(c.x, w)
     return Cells(c.G, k_to_lattice(c.k), c.b[site], frac, c.a[site], site)
 
-# %% ../nbs/12_reconstruct.ipynb #840c39bc
+# %% ../nbs/12_reconstruct.ipynb #a3e86bc0
 _CENTRING = {  # by the centring translations other than 0, in 1/6: rows are the primitive lattice vectors
     (): [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     ((0, 3, 3),): [[1, 0, 0], [0, .5, .5], [0, -.5, .5]],
@@ -106,6 +107,7 @@ _CENTRING = {  # by the centring translations other than 0, in 1/6: rows are the
     ((2, 4, 4), (4, 2, 2)): [[2/3, 1/3, 1/3], [-1/3, 1/3, 1/3], [-1/3, -2/3, 1/3]]}
 
 @cache
+@torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 def primitive_basis(
     device='cpu',
 ) -> Tensor:  # (231,3,3) float64, rows: primitive lattice vectors in terms of the conventional ones; row 0 is not used

@@ -23,7 +23,7 @@ def draw(
     u = torch.rand(p.shape[:-1], generator=generator, device=p.device)
     return discrete.one_hot(discrete.draw(p, u), p.shape[-1], p.dtype)
 
-# %% ../nbs/10_sample.ipynb #03877dfd
+# %% ../nbs/10_sample.ipynb #dda30729
 @torch.no_grad()
 def sample(
     net,            # net(theta, t, G, b) -> estimates, for example a Model
@@ -35,6 +35,7 @@ def sample(
     report=None,    # called with the number of steps done, after each
 ) -> Theta:         # the crystal: k and x; a drawn, one-hot; S as probabilities, which the decoder weighs
     "Generate crystals with the plain Bayesian update, section 3."
+    if steps < 1: raise ValueError(f"steps is {steps}: at least one step is needed.")
     s, theta, rho_k, rho_x = settings, prior(G, b), 1., 1.
     when = lambda t: torch.full((len(G),), float(t), device=G.device)
     for i in range(1, steps + 1):

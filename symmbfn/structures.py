@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['read_cif', 'standardize', 'assemble', 'encode', 'to_structures', 'decode', 'to_cif']
 
-# %% ../nbs/14_structures.ipynb #37cf1ceb
-import logging, warnings
+# %% ../nbs/14_structures.ipynb #1a842009
+import logging, re, warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +17,33 @@ from .lattice import constrain, lattice_to_k
 from .reconstruct import Cells, certain, primitive as to_primitive, reconstruct, unit_cells
 from .wyckoff import letters, operations, representative, table
 
-# %% ../nbs/14_structures.ipynb #e5ba7d6e
+# %% ../nbs/14_structures.ipynb #aef4e4e6
 def read_cif(
     source,  # path of a CIF file, or its text
 ):           # pymatgen Structure
     "Read one crystal. Raises ValueError with the reason, FileNotFoundError if there is no such file."
     from pymatgen.io.cif import CifParser
     isfile = isinstance(source, Path) or '\n' not in source
-    text, name = (Path(source).read_text(), str(source)) if isfile else (source, "the CIF text")
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # rounded thirds and the like; what cannot be used raises
+    text, name = (Path(source).read_text(encoding='utf-8', errors='replace'), str(source)) if isfile else (source, "the CIF text")
+    with warnings.catch_warnings(record=True) as notes:  # rounded thirds and the like are no news; what changes the crystal is, below
+        warnings.simplefilter('always')
         try: found = CifParser.from_str(text).parse_structures(primitive=False)
-        except Exception as e: raise ValueError(f"{name} cannot be read as CIF ({str(e).strip()}): mend it or leave it out.") from e
+        except Exception as e: raise ValueError(f"{name} cannot be read as CIF ({str(e).strip()}): mend it or leave it out") from e
+    notes = ' '.join(str(n.message) for n in notes)
+    group = re.search(r'_(?:symmetry_Int_Tables|space_group_IT)_number\s+(\d+)', text)
+    if len(found) > 1: raise ValueError(f"{name} holds {len(found)} crystals: give each a file of its own")
+    if 'Missing elements' in notes: raise ValueError(f"{name} lacks atoms of its formula: mend it or leave it out")
+    if group and int(group[1]) != 1 and 'Defaulting to P1' in notes: raise ValueError(f"{name} says space group {group[1]} but has no operations that are known: mend it or leave it out")
     return found[0]
 
-# %% ../nbs/14_structures.ipynb #09bc7dd9
+# %% ../nbs/14_structures.ipynb #583d85e9
 def standardize(
     structure,    # pymatgen Structure, ordered
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
 ) -> tuple:       # G; L (3,3); frac (n,3), Z (n,), orbit (n,) of the conventional cell; letter of each orbit (0 is a)
     "Space group and standard conventional cell. Raises ValueError with the reason."
     from moyopy import Cell, MoyoDataset
+    if not symprec > 0: raise ValueError(f"symprec is {symprec}: give a positive length in Angstrom")
     if not len(structure): raise ValueError("there are no atoms: give a structure that has some")
     if not structure.is_ordered: raise ValueError("a site has partial occupancy: choose one element for it")
     Z = [getattr(s.specie, 'Z', 0) for s in structure]
@@ -56,7 +62,7 @@ def standardize(
     letter = [26 if c == 'A' else ord(c) - 97 for c in np.array(d.wyckoffs)[of_prim.repeat(copies)[first]]]
     return d.number, np.array(d.std_cell.basis), np.array(d.std_cell.positions), numbers, orbit, np.array(letter)
 
-# %% ../nbs/14_structures.ipynb #c21ba08e
+# %% ../nbs/14_structures.ipynb #6bac923c
 def assemble(
     records,  # list of what standardize returns
 ) -> Crystals:
@@ -73,15 +79,16 @@ def assemble(
     return check(Crystals(G, constrain(lattice_to_k(torch.from_numpy(np.stack(L))), G), b, x, a, t.S[w]))
 
 def encode(
-    structures,   # pymatgen Structures, or paths or texts of CIF files; one or a list
+    structures,   # pymatgen Structures, or paths or texts of CIF files; one or many
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
 ) -> Crystals:
     "Structures as crystals. Raises ValueError that names the structure."
-    one = not isinstance(structures, (list, tuple))
-    records = []
+    one, records = isinstance(structures, (str, Path)) or hasattr(structures, 'lattice'), []
     for i, s in enumerate([structures] if one else structures):
-        try: records.append(standardize(read_cif(s) if isinstance(s, (str, Path)) else s, symprec))
-        except ValueError as e: raise ValueError(f"Structure {i}: {e}.") from e
+        try:
+            if not isinstance(s, (str, Path)) and not hasattr(s, 'lattice'): raise ValueError(f"{type(s).__name__} is no crystal: give a pymatgen Structure, or a CIF as path or text")
+            records.append(standardize(read_cif(s) if isinstance(s, (str, Path)) else s, symprec))
+        except (ValueError, OSError) as e: raise ValueError(f"Structure {i}: {e}.") from e
     if not records: raise ValueError("There is nothing to encode: the list of structures is empty.")
     return assemble(records)
 
@@ -105,7 +112,7 @@ def decode(
     cells = unit_cells(*reconstruct(certain(c), c.G, c.b))
     return to_structures(to_primitive(cells) if primitive else cells)
 
-# %% ../nbs/14_structures.ipynb #bd6a4f23
+# %% ../nbs/14_structures.ipynb #2f17b459
 def _xyz(op):
     "One symmetry operation as in a CIF: '-x+y, x, z+1/3'."
     from fractions import Fraction
@@ -125,15 +132,15 @@ def to_cif(
     c = check(crystals).to('cpu').to(torch.float64)
     c, w = reconstruct(certain(c), c.G, c.b)
     cells, t, label, texts = to_structures(unit_cells(c, w)), table(), letters(w), []
-    for i, s in enumerate(cells):
-        sites = (c.b == i).nonzero()[:, 0].tolist()
+    if names is not None and len(names) != len(c): raise ValueError(f"There are {len(names)} names for {len(c)} crystals: give one for each.")
+    for i, (s, sites) in enumerate(zip(cells, torch.arange(len(c.b)).split(c.n.tolist()))):
         reduced, Zf = s.composition.get_reduced_formula_and_factor()
-        lines = [f"data_{names[i] if names else reduced}", f"_chemical_formula_sum  '{s.composition.formula}'", f"_cell_formula_units_Z  {int(Zf)}",
+        lines = [f"data_{re.sub(r'[^!-~]', '_', str(names[i] if names else reduced))}", f"_chemical_formula_sum  '{s.composition.formula}'", f"_cell_formula_units_Z  {int(Zf)}",
             *[f"_cell_{k}  {v:.8f}" for k, v in zip(('length_a', 'length_b', 'length_c', 'angle_alpha', 'angle_beta', 'angle_gamma'), s.lattice.parameters)],
             f"_cell_volume  {s.volume:.6f}", f"_space_group_IT_number  {int(c.G[i])}", f"_space_group_name_H-M_alt  '{sg_symbol_from_int_number(int(c.G[i]))}'",
             "loop_", "_space_group_symop_operation_xyz", *[f"'{_xyz(op)}'" for op in operations(int(c.G[i]))],
             "loop_", *[f"_atom_site_{k}" for k in ('label', 'type_symbol', 'symmetry_multiplicity', 'Wyckoff_symbol', 'fract_x', 'fract_y', 'fract_z', 'occupancy')]]
-        for j, site in enumerate(sites):
+        for j, site in enumerate(sites.tolist()):
             e = Element.from_Z(int(c.a[site])).symbol
             lines.append(f"{e}{j} {e} {int(t.mult[w[site]])} {label[site][-1]} " + ' '.join(f'{v:.8f}' for v in c.x[site].tolist()) + " 1")
         texts.append('\n'.join(lines) + '\n')

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'COLUMNS', 'epoch_generator', 'moments', 'average', 'validate', 'one_epoch', 'show', 'train', 'main']
 
-# %% ../nbs/09_train.ipynb #6b66b491
-import csv, inspect, json, math, time
+# %% ../nbs/09_train.ipynb #95ff76d8
+import csv, hashlib, inspect, math, os, time
 from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .core import Crystals, Theta, load_tensors, save_tensors
+from .core import Crystals, Theta, check, load_tensors, save_tensors
 from .data import batches, count, load_dataset
 from .model import BASE, PAPER, T_MIN, Model, normal, save_model
 
@@ -58,7 +58,7 @@ def validate(
     mean = Theta(*(sums/len(c)).tolist())
     return dict(loss=model.total(mean)) | vars(mean)
 
-# %% ../nbs/09_train.ipynb #5f6a4a32
+# %% ../nbs/09_train.ipynb #c6dc80a8
 CHANNELS = ('loss', 'k', 'x', 'a', 'S')
 COLUMNS = ['step', 'epoch', 'seconds', 'lr', *(f'{s}_{c}' for s in ('train', 'val') for c in CHANNELS)]
 
@@ -82,11 +82,20 @@ def _unpack(tensors, model, ema, optimizer):
     optimizer.load_state_dict(optimizer.state_dict() | {'state': {i: s for i, s in state.items() if s}})
 
 def _write_log(path, rows):
-    with open(path, 'w', newline='') as f:
+    part = path.with_suffix('.part')
+    with open(part, 'w', newline='') as f:
         w = csv.DictWriter(f, COLUMNS)
         w.writeheader(); w.writerows(rows)
+    os.replace(part, path)
 
-# %% ../nbs/09_train.ipynb #226596b9
+def _fingerprint(crystals):
+    "A short name for the content of a batch."
+    return hashlib.sha1(b''.join(v.contiguous().numpy().tobytes() for v in vars(crystals).values())).hexdigest()[:12]
+
+def _refuse(ok, sentence):
+    if not ok: raise ValueError(sentence)
+
+# %% ../nbs/09_train.ipynb #d40e802d
 def one_epoch(model, ema, optimizer, data, size, generator, step, decay, clip):
     "Train on every crystal once; mean losses as in `validate`, and the number of steps done."
     sums = torch.zeros(4, device=data.G.device)
@@ -104,12 +113,11 @@ def one_epoch(model, ema, optimizer, data, size, generator, step, decay, clip):
 
 def show(row):
     "One line of progress."
-    left = '' if row['left'] is None else f"  {row['left']/60:.1f} min left"
     val = f"  val {row['val_loss']:.3f}" if 'val_loss' in row else ''
     print(f"epoch {row['epoch']}  train {row['train_loss']:.3f}  k {row['train_k']:.3f}  x {row['train_x']:.3f}  a {row['train_a']:.3f}  "
-        f"S {row['train_S']:.3f}{val}{left}", flush=True)
+        f"S {row['train_S']:.3f}{val}  {row['left']/60:.1f} min left", flush=True)
 
-# %% ../nbs/09_train.ipynb #b5e180f9
+# %% ../nbs/09_train.ipynb #ec4e0b70
 def train(
     run,                   # folder of the run; a run that is there goes on
     data: Crystals,        # to train on
@@ -121,24 +129,29 @@ def train(
     decay=0.999,           # of the averaged weights
     clip=1.0,              # largest norm of the gradient
     every=10,              # epochs between validations
-    minutes=math.inf,      # stop after this long, at the end of an epoch; the run can go on later
+    minutes=math.inf,      # stop after this long, at the end of an epoch; called again, the run goes on for as long
     seed=0,
     device='cpu',
     report=show,           # called with a dict after every epoch
     **settings,            # of the model: symmbfn.model.PAPER (the default) or BASE, or some of them
 ) -> Model:                # the averaged model
-    """Train a model. Raises ValueError for unknown settings, or for a run folder that was made with others, and
+    """Train a model. Raises ValueError for wrong settings or data, or for a run folder that was made with others, and
     FloatingPointError if the loss is no longer a number."""
     began, run = time.monotonic(), Path(run)
+    for name, value in dict(epochs=epochs, size=size, every=every).items(): _refuse(type(value) is int and value > 0, f"{name} is {value!r}: give a whole number from 1.")
+    _refuse(lr > 0 and clip > 0 and 0 <= decay < 1, f"lr is {lr}, clip {clip}, decay {decay}: lr and clip must be positive, decay from 0 to below 1.")
+    _refuse(str(device) == 'cpu' or torch.cuda.is_available(), f"device is {device!r}, but torch finds no GPU: give 'cpu', or install a CUDA build of torch.")
+    data, val = check(data.to('cpu')), check(val.to('cpu'))
     torch.manual_seed(seed)
     model, ema = (Model(**settings).standardise(data).to(device) for _ in range(2))
     ema.load_state_dict(model.state_dict())
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     scheduler = _scheduler(optimizer, schedule, epochs)
-    config = dict(epochs=epochs, size=size, lr=lr, schedule=schedule, decay=decay, clip=clip, every=every, seed=seed, crystals=len(data), settings=model.settings)
+    config = dict(epochs=epochs, size=size, lr=lr, schedule=schedule, decay=decay, clip=clip, every=every, seed=seed, crystals=len(data), data=_fingerprint(data), val=_fingerprint(val), settings=model.settings)
     rows, step, before, file = [], 0, 0., run/'checkpoint.safetensors'
     if file.exists():
         tensors, state = load_tensors(file)
+        _refuse(isinstance(state, dict) and 'config' in state, f"{file} is not a checkpoint of symmbfn: give another folder, or delete it.")
         if changed := [k for k in config if state['config'].get(k) != config[k]]:
             raise ValueError(f"The run in {run} was made with other settings ({', '.join(changed)}): give them again, or another folder.")
         _unpack(tensors, model, ema, optimizer)
@@ -155,21 +168,23 @@ def train(
         _write_log(run/'log.csv', rows)
 
     first = len(rows)
+    if first == epochs: save()  # killed in the middle of its last save, a run is complete again
     for epoch in range(first, epochs):
         row = dict(lr=optimizer.param_groups[0]['lr'])
         losses, step = one_epoch(model, ema, optimizer, data, size, epoch_generator(seed, epoch + 1), step, decay, clip)
         if not math.isfinite(losses['loss']): raise FloatingPointError(f"The loss is no longer a number in epoch {epoch + 1}: lower lr or clip.")
         scheduler.step(*([losses['loss']] if schedule == 'plateau' else []))
         row |= {f'train_{c}': losses[c] for c in CHANNELS}
-        last = epoch + 1 == epochs or elapsed() > 60*minutes
+        last = epoch + 1 == epochs or time.monotonic() - began > 60*minutes
         if (epoch + 1) % every == 0 or epoch + 1 == epochs: row |= {f'val_{c}': v for c, v in validate(ema, val, size).items()}
         rows.append(row | dict(step=step, epoch=epoch + 1, seconds=round(elapsed(), 2)))
-        report(rows[-1] | dict(left=(epochs - epoch - 1)*(time.monotonic() - began)/(epoch + 1 - first)))
+        spent = time.monotonic() - began
+        report(rows[-1] | dict(left=max(0., min((epochs - epoch - 1)*spent/(epoch + 1 - first), 60*minutes - spent))))
         if last or time.monotonic() - saved > 30: save(); saved = time.monotonic()
         if last: break
     return ema.eval()
 
-# %% ../nbs/09_train.ipynb #a671abba
+# %% ../nbs/09_train.ipynb #29f8e3fd
 def main(
     argv=None,  # list of words; the command line's by default
 ):
@@ -180,9 +195,11 @@ def main(
     options = {k: v.default for k, v in inspect.signature(train).parameters.items() if v.default is not v.empty and k != 'report'} | BASE
     for name, default in options.items(): p.add_argument(f'--{name}', type=type(default), default=default, help=f"default {default}")
     args = vars(p.parse_args(argv))
-    data, val = (load_dataset(args.pop(f))[0].crystals for f in ('train', 'val'))
-    print(f"{len(data)} crystals to train on, {len(val)} to validate on")
-    train(args.pop('run'), data, val, **args)
+    try:
+        data, val = (load_dataset(args.pop(f))[0].crystals for f in ('train', 'val'))
+        print(f"{len(data)} crystals to train on, {len(val)} to validate on")
+        train(args.pop('run'), data, val, **args)
+    except (ValueError, OSError, FloatingPointError) as e: p.exit(2, f"{e}\n")
 
 # a notebook is __main__ too, but no file
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -34,8 +34,9 @@ class Table:
     U: Tensor       # (1731,3,4) affine map from a point to the parameters u of the nearest point of the first map
     V: Tensor       # (1731,3,3) metric of the parameters: a step du is du V du long, squared
 
-# %% ../nbs/05_wyckoff.ipynb #dd17fb49
+# %% ../nbs/05_wyckoff.ipynb #72917b90
 @cache
+@torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 def _table(device, dtype):
     t = load_tensors(files('symmbfn')/'wyckoff.safetensors')[0]
     t = {k: v.double()/24 if k == 'W' else v.long() for k, v in t.items()}

@@ -7,7 +7,6 @@ import torch
 from scipy.spatial import cKDTree
 
 from symmbfn.core import AXES, K, OPS, Theta, local
-from symmbfn.lattice import constrain
 from symmbfn.reconstruct import primitive, reconstruct, unit_cells
 from symmbfn.wyckoff import operations
 
@@ -20,7 +19,7 @@ def cells():
     g = torch.Generator().manual_seed(0)
     G = torch.arange(1, 231).repeat_interleave(PER_GROUP)
     b, _ = local(torch.randint(1, 4, G.shape, generator=g))
-    k = constrain(torch.randn(len(G), 6, generator=g, dtype=torch.float64)*0.1 + torch.tensor([0, 0, 0, 0, 0, 2.5]), G)
+    k = torch.randn(len(G), 6, generator=g, dtype=torch.float64)*0.1 + torch.tensor([0, 0, 0, 0, 0, 2.5])  # not masked: that is for the decoder to do
     x = torch.rand(len(b), 3, generator=g, dtype=torch.float64)
     a = torch.randn(len(b), K, generator=g, dtype=torch.float64).softmax(-1)
     S = (3*torch.randn(len(b), AXES, OPS, generator=g, dtype=torch.float64)).softmax(-1)
@@ -58,7 +57,7 @@ def test_spglib_and_moyopy_find_the_group_or_a_supergroup(cells):
         shifts = np.stack(np.meshgrid(*[[-1, 0, 1]]*3), -1).reshape(-1, 3) @ L
         near = cKDTree((cart[None] + shifts[:, None]).reshape(-1, 3)).query(cart, k=2)[0][:, 1].min()
         if near < 0.5: continue  # atoms that overlap are for no symmetry finder to judge
-        d = spglib.get_symmetry_dataset((L, frac, Z), symprec=1e-3)
+        d = spglib.get_symmetry_dataset((L, frac, Z), symprec=1e-3)  # both finders at a thousandth of an Angstrom
         m = moyopy.MoyoDataset(moyopy.Cell(L.tolist(), frac.tolist(), Z.tolist()), symprec=1e-3)
         assert contains((d.rotations, d.translations), G), (c, G)
         assert contains((np.array(m.operations.rotations), np.array(m.operations.translations)), G), (c, G)
