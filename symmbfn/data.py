@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Dataset', 'save_dataset', 'load_dataset', 'batches', 'count', 'draw_groups', 'draw_sizes']
 
-# %% ../nbs/06_data.ipynb #4c01ca9f
+# %% ../nbs/06_data.ipynb #ed4ad3a7
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .core import AXES, GROUPS, Crystals, check, concat, load_tensors, local, save_tensors, to_dict
+from .core import GROUPS, Crystals, check, load_tensors, save_tensors, to_dict
 
 # %% ../nbs/06_data.ipynb #95c11a0e
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@
 __all__ = ['SEAM', 'PAPER', 'BASE', 'T_MIN', 'NOISE_MAX', 'X_MEAN', 'X_STD', 'wrap', 'minimum_image', 'gaussian_posterior',
            'Model', 'shape_of', 'normal', 'prior', 'save_model', 'load_model']
 
-# %% ../nbs/08_model.ipynb #83b26dbd
-import math
-
-
+# %% ../nbs/08_model.ipynb #aec79987
 import torch
 from torch import Tensor, nn
 

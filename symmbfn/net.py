@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['f_pos', 'f_fourier', 'mlp', 'rows', 'Layer', 'Net']
 
-# %% ../nbs/07_net.ipynb #6c5b430f
+# %% ../nbs/07_net.ipynb #6dbd2817
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import AXES, GROUPS, K, OPS, Theta, local, pairs, segment_mean
+from .core import AXES, GROUPS, K, OPS, Theta, pairs, segment_mean
 
 # %% ../nbs/07_net.ipynb #36ed9bfa
 def f_pos(

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['draw', 'sample']
 
-# %% ../nbs/10_sample.ipynb #ddd10aee
+# %% ../nbs/10_sample.ipynb #b83c81e3
 import torch
 from torch import Tensor
 
 from . import continuous, discrete
-from .core import K, OPS, Theta
+from .core import Theta
 from .lattice import constrain
-from .model import normal, prior, shape_of
+from .model import normal, prior
 
 # %% ../nbs/10_sample.ipynb #109d7153
 def draw(

@@ -112,7 +112,7 @@ def decode(
     cells = unit_cells(*reconstruct(certain(c), c.G, c.b))
     return to_structures(to_primitive(cells) if primitive else cells)
 
-# %% ../nbs/14_structures.ipynb #2f17b459
+# %% ../nbs/14_structures.ipynb #c71c348f
 def _xyz(op):
     "One symmetry operation as in a CIF: '-x+y, x, z+1/3'."
     from fractions import Fraction
@@ -127,7 +127,7 @@ def to_cif(
     names=None,  # a name for each, written as the data block's
 ) -> list:       # of str
     "Crystals as CIF text with space group, operations and asymmetric cell."
-    from pymatgen.core import Composition, Element
+    from pymatgen.core import Element
     from pymatgen.symmetry.groups import sg_symbol_from_int_number
     c = check(crystals).to('cpu').to(torch.float64)
     c, w = reconstruct(certain(c), c.G, c.b)

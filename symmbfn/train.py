@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'COLUMNS', 'epoch_generator', 'moments', 'average', 'validate', 'one_epoch', 'show', 'train', 'main']
 
-# %% ../nbs/09_train.ipynb #95ff76d8
+# %% ../nbs/09_train.ipynb #58cd8444
 import csv, hashlib, inspect, math, os, time
 from argparse import ArgumentParser
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .core import Crystals, Theta, check, load_tensors, save_tensors
 from .data import batches, count, load_dataset
-from .model import BASE, PAPER, T_MIN, Model, normal, save_model
+from .model import BASE, T_MIN, Model, normal, save_model
 
 # %% ../nbs/09_train.ipynb #3b0e8585
 def epoch_generator(

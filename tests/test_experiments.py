@@ -1,6 +1,5 @@
 "The experiments as papermill runs them: parameters are obeyed or refused."
 import csv
-import os
 from pathlib import Path
 
 import papermill
