@@ -31,6 +31,7 @@ class Table:
     first: Tensor   # (232,) int64, the positions of G are first[G] to first[G+1] - 1
     P: Tensor       # (1731,3,3) projector on the directions of the first map
     Q: Tensor       # (1731,3,3) a step d leaves the first map by the distance |Q d|
+    H: Tensor       # (1731,3,3) Q^T Q
     U: Tensor       # (1731,3,4) affine map from a point to the parameters u of the nearest point of the first map
     V: Tensor       # (1731,3,3) metric of the parameters: a step du is du V du long, squared
 
@@ -46,7 +47,7 @@ def _table(device, dtype):
     inverse = torch.linalg.pinv(V, hermitian=True) @ A.mT @ M  # (1731,3,3)
     P = A @ inverse
     Q = torch.linalg.cholesky(M).mT @ (torch.eye(3).to(P) - P)
-    t |= dict(first=torch.searchsorted(t['G'], torch.arange(GROUPS + 2)), P=P, Q=Q, U=torch.cat([inverse, -inverse @ t0], 2), V=V)
+    t |= dict(first=torch.searchsorted(t['G'], torch.arange(GROUPS + 2)), P=P, Q=Q, H=Q.mT @ Q, U=torch.cat([inverse, -inverse @ t0], 2), V=V)
     return Table(**{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in t.items()})
 
 def table(
@@ -105,12 +106,14 @@ def nearest(
 ) -> tuple[Tensor, Tensor, Tensor]:  # (M,3) the translate of x; (M,3) parameters u; (M,) distance, in units of `invariant_metric`
     "The lattice translate of x that is nearest to the first map of w, and the parameters of the nearest point there."
     t = table(x.device, x.dtype)
-    t0, Q, n = t.W[t.start[w], :, 3], t.Q[w], neighbours(x)
+    t0, H = t.W[t.start[w], :, 3], t.H[w]
     d = x - t0
     d = d - d.round()
-    distance, i = (Q @ d[:, :, None] - Q @ n.mT).square().sum(1).min(1)
-    near = d - n[i] + t0
-    return near, affine(t.U[w], near), distance.sqrt()
+    along = (H @ d[:, :, None])[:, :, 0]
+    gain, i = (along.abs() - H.diagonal(dim1=1, dim2=2)/2).max(1, keepdim=True)
+    d = d - torch.where(gain > 0, along.gather(1, i).sign(), 0)*torch.eye(3).to(x)[i[:, 0]]
+    near = d + t0
+    return near, affine(t.U[w], near), (t.Q[w] @ d[:, :, None])[:, :, 0].norm(dim=1)
 
 def project(
     x: Tensor,  # (M,3) fractional coordinates
