@@ -34,7 +34,8 @@ def scores(
     first = t.first[G][b]
     site, p = local(t.first[G + 1][b] - first)
     w = first[site] + p
-    axes = theta.S.clamp(min=FLOOR).log()[site[:, None], torch.arange(AXES, device=G.device), t.S[w]].sum(-1)
+    entry = t.S + OPS*torch.arange(AXES, device=G.device)  # (1731,15), of a site's 15*13 probabilities
+    axes = theta.S.flatten()[entry[w] + AXES*OPS*site[:, None]].clamp(min=FLOOR).log().sum(-1)  # one index is faster than three
     score = theta.x.new_full((len(b), int(p.max()) + 1), -torch.inf)
     distance = nearest(theta.x[site], w)[2]
     score[site, p] = axes - (3 - t.dof[w])*math.log(SIGMA*math.sqrt(2*math.pi)) - KAPPA*torch.log1p(distance**2/(2*KAPPA*SIGMA**2))
@@ -47,18 +48,19 @@ def assign(
     b: Tensor,      # (N,) crystal of each site, ascending
 ) -> Tensor:        # (N,) Wyckoff position of each site
     "The best position for every site, fixed positions used once in a crystal."
-    dof, site, score = table(b.device).dof, torch.arange(len(b), device=b.device), score.clone()
     if score.shape[1] == 1: return first  # all groups P1: general position only
-    while True:
-        (best, second), (p, _) = (v.T for v in score.topk(2, dim=1))
-        w = first + p
-        key = torch.where(dof[w] == 0, b*len(dof) + w, -1 - site)  # equal for sites that meet on a fixed position
-        group = torch.unique(key, return_inverse=True)[1]
-        order = torch.argsort(best - second, descending=True, stable=True)
-        winner = site.new_full((len(b),), len(b)).scatter_reduce(0, group[order], site, 'amin')  # rank of the first of each group
-        lost = torch.ones_like(site, dtype=torch.bool).index_fill(0, order[winner[winner < len(b)]], False)
-        if not lost.any(): return w
+    dof, score, w, site = table(b.device).dof, score.clone(), first.clone(), torch.arange(len(b), device=b.device)
+    while len(site):  # the sites of crystals that are not done
+        (best, second), (p, _) = (v.T for v in score[site].topk(2, dim=1))
+        w[site] = at = first[site] + p
+        key = torch.where(dof[at] == 0, b[site]*len(dof) + at, -1 - site)  # equal for sites that meet on a fixed position
+        _, group = torch.unique(key, return_inverse=True)
+        order, rank = torch.argsort(best - second, descending=True, stable=True), torch.arange(len(site), device=b.device)
+        winner = torch.full_like(rank, len(rank)).scatter_reduce(0, group[order], rank, 'amin')  # rank of the first of each group
+        lost = torch.ones_like(rank, dtype=torch.bool).index_fill(0, order[winner[winner < len(rank)]], False)
         score[site[lost], p[lost]] = -torch.inf
+        site = site[torch.isin(b[site], b[site[lost]])]
+    return w
 
 # %% ../nbs/12_reconstruct.ipynb #7b7935ff
 def reconstruct(
@@ -67,7 +69,8 @@ def reconstruct(
     b: Tensor,     # (N,) crystal of each site
 ) -> tuple[Crystals, Tensor]:  # the crystals; (N,) Wyckoff position of each site
     "The most probable crystals that have the space groups G exactly. Raises ValueError for a belief that is not finite."
-    if not all(v.isfinite().all() for v in (theta.k, theta.x, theta.a, theta.S)): raise ValueError("A belief is not finite: the network that made it diverged; train it again with a lower lr.")
+    finite = all(v.sum().isfinite() for v in (theta.k, theta.x, theta.a, theta.S))  # nan and infinity survive a sum
+    if not finite: raise ValueError("A belief is not finite: the network that made it diverged; train it again with a lower lr.")
     w = assign(*scores(theta, G, b), b)
     return Crystals(G, constrain(theta.k, G), b, project(theta.x, w)[0], theta.a.argmax(-1) + 1, table(G.device).S[w]), w
 
