@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['SEAM', 'PAPER', 'BASE', 'T_MIN', 'NOISE_MAX', 'X_MEAN', 'X_STD', 'wrap', 'minimum_image', 'gaussian_posterior',
-           'Model', 'shape_of', 'normal', 'prior', 'save_model', 'load_model']
+           'expected_symmetry', 'Model', 'shape_of', 'normal', 'prior', 'save_model', 'load_model']
 
 # %% ../nbs/08_model.ipynb #aec79987
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from . import continuous, discrete
-from .core import AXES, K, OPS, Crystals, Theta, load_tensors, save_tensors, segment_mean
-from .lattice import constrain, free
+from .core import AXES, GROUPS, K, OPS, Crystals, Theta, load_tensors, save_tensors, segment_mean, segment_sum
+from .lattice import constrain, free, k_to_lattice
 from .net import Net
+from .wyckoff import table
 
 # %% ../nbs/08_model.ipynb #9b41625d
 SEAM = -1/16  # coordinates are wrapped into [SEAM, SEAM + 1)
@@ -38,13 +41,48 @@ def gaussian_posterior(
     v = g*s**2 + 1 - g
     return m + s**2/v*(mu - g*m), s*((1 - g)/v).sqrt()
 
+# %% ../nbs/08_model.ipynb #c4e1a002
+@cache
+@torch.inference_mode(False)  # a table made in inference mode could not be used in training later
+def _kinds(device, dtype):
+    "Every kind of site symmetry, one-hot (U,195), and the points of its orbits in each group, (231,U); 0 where the group has none."
+    t = table()
+    kinds, kind = torch.unique(t.S, dim=0, return_inverse=True)
+    points = torch.zeros(GROUPS + 1, len(kinds), dtype=dtype).index_put((t.G, kind), t.mult.to(dtype))
+    return discrete.one_hot(kinds, OPS, dtype).flatten(1).to(device), points.to(device)
+
+@torch.autocast('cuda', enabled=False)
+@torch.autocast('cpu', enabled=False)
+def expected_symmetry(
+    logits: Tensor,  # (N,15,13) log-probabilities of the operations on each axis, each row up to a constant
+    G: Tensor,       # (N,) space group of each site
+) -> tuple[Tensor, Tensor]:  # (N,15,13) probabilities; (N,) expected number of points of the orbit
+    "Probabilities of the operations over the site symmetries that the group has."
+    kinds, points = _kinds(logits.device, logits.dtype)
+    p = (logits.flatten(1) @ kinds.T).masked_fill(points[G] == 0, -torch.inf).softmax(-1)
+    return (p @ kinds).unflatten(1, (AXES, OPS)), (p*points[G]).sum(1)
+
 # %% ../nbs/08_model.ipynb #b52c1837
 PAPER = dict(predict='noise', sigma_k=0.02, sigma_x=0.02, beta_a=0.75, beta_S=2.0,  # meaning of scores; accuracies at t = 1
     lambda_k=0.1, lambda_x=1.0, lambda_a=3.0, lambda_S=10.0,                        # weights of the losses
-    hidden=512, embed=128, layers=6, freqs=128)                                     # the network
-BASE = PAPER | dict(predict='datum', beta_a=0.25, lambda_k=1.0, lambda_x=3.0, lambda_a=1.0, lambda_S=1.0)
+    hidden=512, embed=128, layers=6, freqs=128,                                     # the network
+    restrict=False, adaptive=False, shells=0)                                       # only site symmetries that G has; layer norm by (t, G); shells of neighbours
+BASE = PAPER | dict(predict='datum', beta_a=0.25, lambda_k=1.0, lambda_x=3.0, lambda_a=1.0, lambda_S=1.0, freqs=16, restrict=True, adaptive=True, shells=24)
 T_MIN, NOISE_MAX = 1e-4, 10.
 X_MEAN, X_STD = SEAM + 1/2, 12**-.5  # of a coordinate that may be anywhere in the unit interval
+
+def _check(settings):
+    "Raise a ValueError that names the setting."
+    if unknown := settings.keys() - PAPER.keys(): raise ValueError(f"Unknown settings {sorted(unknown)}: choose among {list(PAPER)}.")
+    for name, value in settings.items():
+        default = PAPER[name]
+        if isinstance(default, bool) and not isinstance(value, bool): raise ValueError(f"Setting {name} is {value!r}: give True or False.")
+        if isinstance(default, (bool, str)): continue
+        if isinstance(value, bool) or not isinstance(value, (int, type(default))) or not (value > 0 or name == 'shells' and value == 0) or name.startswith('sigma') and value >= 1:
+            raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {BASE[name]}.")
+    if settings['embed'] % 2: raise ValueError(f"Setting embed is {settings['embed']}: give an even number.")
+    if settings['predict'] not in ('noise', 'datum'): raise ValueError(f"Unknown predict {settings['predict']!r}: choose 'noise' or 'datum'.")
+    if settings['shells'] and settings['predict'] == 'noise': raise ValueError("Shells need a lattice on a known scale: give shells=0, or predict='datum'.")
 
 class Model(nn.Module):
     "SymmBFN: beliefs, time and space group -> estimates of the crystal."
@@ -52,16 +90,12 @@ class Model(nn.Module):
         **settings,  # any of PAPER's, which are the defaults
     ):
         super().__init__()
-        if unknown := settings.keys() - PAPER.keys(): raise ValueError(f"Unknown settings {sorted(unknown)}: choose among {list(PAPER)}.")
         self.settings = PAPER | settings
+        _check(self.settings)
+        network = 'hidden', 'embed', 'layers', 'freqs', 'shells', 'adaptive'
         for name, value in self.settings.items():
-            if not isinstance(PAPER[name], int): setattr(self, name, value)
-        for name, value in self.settings.items():
-            if name != 'predict' and (not isinstance(value, (int, type(PAPER[name]))) or not value > 0 or name.startswith('sigma') and value >= 1):
-                raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {PAPER[name]}.")
-        if self.settings['embed'] % 2: raise ValueError(f"Setting embed is {self.settings['embed']}: give an even number.")
-        if self.predict not in ('noise', 'datum'): raise ValueError(f"Unknown predict {self.predict!r}: choose 'noise' or 'datum'.")
-        self.net = Net(**{k: self.settings[k] for k in ('hidden', 'embed', 'layers', 'freqs')})
+            if name not in network: setattr(self, name, value)
+        self.net = Net(**{name: self.settings[name] for name in network}, sized=self.restrict)
         self.register_buffer('k_mean', torch.zeros(6)); self.register_buffer('k_std', torch.ones(6))
 
     def standardise(self,
@@ -79,17 +113,37 @@ class Model(nn.Module):
         G: Tensor,     # (B,) space groups
         b: Tensor,     # (N,) crystal of each site
     ) -> Theta:        # estimates: data means of k and x, probabilities of a and S
-        "Equation 14 (or its twin above) and 20 on the network's scores, the lattice masked by table 1, coordinates wrapped."
-        e = self.net(theta, t, G, b)
-        t = t.clamp(min=T_MIN)[:, None]
-        k, x = self.read(theta.k, t, e.k, self.sigma_k, self.k_mean, self.k_std), self.read(theta.x, t[b], e.x, self.sigma_x, X_MEAN, X_STD)
-        return Theta(constrain(k, G), wrap(x), e.a.softmax(-1), e.S.softmax(-1))
+        "What the network makes of the beliefs, the lattice masked by table 1, coordinates wrapped."
+        t = t.clamp(min=T_MIN)
+        k, x, e = (self.by_noise if self.predict == 'noise' else self.by_datum)(theta, t, G, b)
+        S = expected_symmetry(e.S, G[b])[0] if self.restrict else e.S.softmax(-1)
+        return Theta(constrain(k, G), wrap(x), e.a.softmax(-1), S)
 
-    def read(self, mu, t, e, sigma1, m, s):
-        "The datum that a score e stands for."
-        if self.predict == 'noise': return continuous.datum(mu, t, e.clamp(-NOISE_MAX, NOISE_MAX), sigma1)
-        mean, std = gaussian_posterior(mu, t, sigma1, m, s)
-        return mean + std*e
+    def symmetry(self, theta, G, b):
+        "What the network sees of the site symmetries, and the logarithm of the expected number of atoms."
+        if not self.restrict: return theta.S, None
+        S, points = expected_symmetry(theta.S.clamp(min=1e-30).log(), G[b])
+        return S, segment_sum(points, b, len(G)).log() - 3
+
+    def by_noise(self, theta, t, G, b):
+        "Lattice and coordinates by equation 14, from the noise in the means; the scores."
+        S, atoms = self.symmetry(theta, G, b)
+        e = self.net(Theta(theta.k, theta.x, theta.a, S), t, G, b, atoms=atoms)
+        read = lambda mu, t, e, sigma1: continuous.datum(mu, t, e.clamp(-NOISE_MAX, NOISE_MAX), sigma1)
+        return read(theta.k, t[:, None], e.k, self.sigma_k), read(theta.x, t[b][:, None], theta.x + e.x, self.sigma_x), e
+
+    def by_datum(self, theta, t, G, b):
+        "Lattice and coordinates from their distance to what would be said without a network; the scores."
+        g_k, g_x = continuous.gamma(t[:, None], self.sigma_k), continuous.gamma(t, self.sigma_x)
+        k, k_std = gaussian_posterior(theta.k, t[:, None], self.sigma_k, self.k_mean, self.k_std)
+        scale = (g_k*(g_k*self.k_std**2 + 1 - g_k)).sqrt()
+        seen_k = (theta.k - g_k*self.k_mean)/scale*free(G.device)[G]
+        seen_x, beta = wrap(theta.x/g_x[b, None]), g_x/(1 - g_x)
+        L = k_to_lattice(constrain(k, G)) if self.net.shells else None
+        S, atoms = self.symmetry(theta, G, b)
+        e = self.net(Theta(seen_k, seen_x, K**.5*theta.a, OPS**.5*S), t, G, b, 1/beta, L, atoms)
+        known = X_STD**2/(X_STD**2 + 1/beta)[b, None]
+        return k + k_std*e.k, X_MEAN + known*(seen_x - X_MEAN) + X_STD*(1 - known).sqrt()*e.x, e
 
     def flow(self,
         c: Crystals,
