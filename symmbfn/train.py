@@ -9,7 +9,7 @@ __all__ = ['CHANNELS', 'COLUMNS', 'resolve', 'autocast', 'epoch_generator', 'mom
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import csv, hashlib, inspect, math, os, time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -342,7 +342,9 @@ def main(
     p.add_argument('train', help="data set to train on, .safetensors"); p.add_argument('val', help="data set to validate on")
     p.add_argument('--run', '--folder', required=True, help="folder of the run; a run that is there goes on (torchrun has options that begin with --run: call it --folder there)")
     options = {k: v.default for k, v in inspect.signature(train).parameters.items() if v.default is not v.empty and k not in ('report', 'check', 'check_every')} | BASE
-    for name, default in options.items(): p.add_argument(f'--{name}', type=type(default), default=default, help=f"default {default}")
+    for name, default in options.items():
+        kind = dict(action=BooleanOptionalAction) if isinstance(default, bool) else dict(type=type(default))
+        p.add_argument(f'--{name}', default=default, help=f"default {default}", **kind)
     args = vars(p.parse_args(argv))
     try:
         data, val = (load_dataset(args.pop(f))[0].crystals for f in ('train', 'val'))

@@ -52,7 +52,7 @@ def start(monkeypatch):
 
 def test_killed_ten_times_it_ends_with_the_same_weights(folder, start):
     "SIGKILL at random moments, every other one as soon after it as a file is being written. The last process is left alone."
-    whole, killed = (arguments(folder, run, epochs=100, size=8, every=7) for run in ("whole", "killed"))
+    whole, killed = (arguments(folder, run, epochs=150, size=8, every=7) for run in ("whole", "killed"))
     start(arguments(folder, "first", epochs=1)).join(60)  # the server has started
     began = time.monotonic()
     process = start(whole)
@@ -60,7 +60,7 @@ def test_killed_ten_times_it_ends_with_the_same_weights(folder, start):
     took, chance, reached, writing = time.monotonic() - began, random.Random(0), [], 0
     for kill in range(10):
         process = start(killed)
-        process.join(chance.uniform(0, .15)*took)
+        process.join(chance.uniform(0, .12)*took)
         while kill % 2 and process.is_alive() and not list((folder/"killed").glob("*.part")): pass
         process.kill()
         process.join()
@@ -68,19 +68,19 @@ def test_killed_ten_times_it_ends_with_the_same_weights(folder, start):
         reached.append(len(log(folder/"killed")) if (folder/"killed"/"log.csv").exists() else 0)
         writing += len(list((folder/"killed").glob("*.part")))
     print(f"{took:.1f} s for the whole run; killed after epochs {reached}, {writing} times while it wrote")
-    assert 0 < reached[-1] < 100 and len(set(reached)) > 4 and writing, reached
+    assert 0 < reached[-1] < 150 and len(set(reached)) > 4 and writing, reached
     process = start(killed)
     process.join(120)
     for file in ("checkpoint", "model"):
         a, b = (load_tensors(folder/run/f"{file}.safetensors")[0] for run in ("whole", "killed"))
         assert a.keys() == b.keys()
         for name in a: assert a[name].equal(b[name]), name
-    assert log(folder/"whole") == log(folder/"killed") and len(log(folder/"whole")) == 100 and not list((folder/"killed").glob("*.part"))
+    assert log(folder/"whole") == log(folder/"killed") and len(log(folder/"whole")) == 150 and not list((folder/"killed").glob("*.part"))
 
 
-@pytest.mark.parametrize("world, size", [(2, 10), (3, 2)])
+@pytest.mark.parametrize("world, size", [(2, 10), (3, 8)])
 def test_several_processes_have_the_loss_curve_of_one(folder, world, size):
-    "The last batch has a single crystal (41 = 4*10 + 1), so that all processes but one have nothing of it; of a batch of two, one of three processes has nothing."
+    "The last batch has a single crystal (41 = 4*10 + 1 = 5*8 + 1), so that all processes but one have nothing of it."
     options = dict(epochs=4, size=size, every=2, schedule="cosine")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), "-m", "symmbfn.train"]
     alone, together = f"alone{size}", f"together{size}"
