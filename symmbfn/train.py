@@ -102,8 +102,8 @@ def share(
     world: int,  # number of processes
 ) -> tuple:      # crystals that count; and the part: crystals, times, noise
     "The part of a batch that one process computes."
-    work = (n**2).cumsum(0)
-    ends = [0, *torch.searchsorted(work, work[-1]*torch.arange(1, world)/world, right=True).tolist(), len(n)]
+    work = (n.double()**2).cumsum(0)
+    ends = [0, *torch.searchsorted(work, work[-1]*torch.arange(1, world, dtype=work.dtype)/world, right=True).tolist(), len(n)]
     i, j = ends[rank:rank + 2]
     counts, i = j - i, min(i, len(n) - 1)
     j = max(j, i + 1)
@@ -278,6 +278,15 @@ def _evaluate(run, val, epoch, check, check_every):
             save_model(run.folder/'best.safetensors', run.ema, run.counts, meta=s | dict(epoch=epoch, score=row['check_score']))
     return row
 
+def _next_row(run, objective, data, val, epoch, check, check_every, rank, world):
+    "Train for an epoch; the row of the log that tells of it."
+    row = dict(epoch=epoch, lr=run.optimizer.param_groups[0]['lr'])
+    losses = one_epoch(run, objective, data, epoch, rank, world)
+    if not math.isfinite(losses['loss']): raise FloatingPointError(f"The loss is no longer a number in epoch {epoch}: lower lr or clip.")
+    run.scheduler.step(*([losses['loss']] if run.config['schedule'] == 'plateau' else []))
+    row |= {f'train_{c}': losses[c] for c in CHANNELS} | dict(step=run.step)
+    return row | (_evaluate(run, val, epoch, check, check_every) if rank == 0 else {})
+
 def show(row):
     "One line of progress."
     val = ''.join(f"  {name} {row[key]:.3f}" for name, key in (('val', 'val_loss'), ('score', 'check_score')) if key in row)
@@ -318,14 +327,10 @@ def train(
         first, before = len(run.rows), run.seconds
         if first == epochs and rank == 0: _save(run); report(run.rows[-1] | dict(left=0.))  # it may have been killed in the middle of its last save
         for epoch in range(first + 1, epochs + 1):
-            row = dict(step=0, epoch=epoch, seconds=0., lr=run.optimizer.param_groups[0]['lr'])
-            losses = one_epoch(run, objective, data, epoch, rank, world)
-            if not math.isfinite(losses['loss']): raise FloatingPointError(f"The loss is no longer a number in epoch {epoch}: lower lr or clip.")
-            run.scheduler.step(*([losses['loss']] if schedule == 'plateau' else []))
-            row |= {f'train_{c}': losses[c] for c in CHANNELS} | (_evaluate(run, val, epoch, check, check_every) if rank == 0 else {})
+            row = _next_row(run, objective, data, val, epoch, check, check_every, rank, world)
             spent = time.monotonic() - began
             run.seconds = before + spent
-            run.rows.append(row | dict(step=run.step, seconds=round(run.seconds, 2)))
+            run.rows.append(row | dict(seconds=round(run.seconds, 2)))
             last = from_first(epoch == epochs or spent > 60*minutes)
             if rank == 0:
                 if last or 'check_score' in row or time.monotonic() - run.saved > 50*run.cost: _save(run)
