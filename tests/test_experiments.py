@@ -20,15 +20,16 @@ def run(tmp_path, monkeypatch):
     return execute
 
 
-SMALL = dict(run="run", limit=60, hidden=16, embed=8, layers=1, freqs=2, samples=4, steps=3, every=1)
+SMALL = dict(run="run", limit=60, hidden=16, embed=8, layers=1, freqs=2, samples=4, steps=3, every=1, check=6, check_every=2)
 
 
 def test_train_then_sample(run):
     folder = run("20_train", epochs=2, **SMALL)
     log = list(csv.DictReader(open(folder/"log.csv")))
     assert [row["epoch"] for row in log] == ["1", "2"] and all(float(row["val_loss"]) > 0 for row in log)
+    assert log[0]["check_score"] == "" and 0 < float(log[1]["check_score"]) <= 1
     assert len(list((folder/"samples").glob("*.cif"))) == 4 and len(list(csv.DictReader(open(folder/"samples"/"samples.csv")))) == 4
-    for name in ("model.safetensors", "checkpoint.safetensors", "losses.png", "gallery.png", "distributions.png"): assert (folder/name).stat().st_size > 1000
+    for name in ("model.safetensors", "best.safetensors", "checkpoint.safetensors", "losses.png", "gallery.png", "distributions.png"): assert (folder/name).stat().st_size > 1000
     run("21_sample", run="run", samples=3, steps="2,4")
     assert sorted(p.name for p in folder.glob("samples_*")) == ["samples_2", "samples_4"]
 
@@ -38,6 +39,7 @@ def test_train_then_sample(run):
     ("20_train", dict(epochs="many"), "Parameter epochs is 'many', but must be int"),
     ("20_train", dict(preset="papers"), "Unknown preset"),
     ("20_train", dict(data="mp30"), "mp30"),
+    ("20_train", dict(precision="half"), "Unknown precision 'half'"),
     ("21_sample", dict(run="nowhere"), "train a model with 20_train first"),
     ("21_sample", dict(steps="5;10"), "separated by commas")])
 def test_wrong_parameters_are_refused_in_one_sentence(run, name, parameters, words, tmp_path):
