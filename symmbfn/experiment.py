@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .core import K, Crystals, concat, local, segment_sum
 from .data import draw_groups, draw_sizes
-from .figures import losses, total_variation, wasserstein
+from .figures import compact, losses, total_variation, wasserstein
 from .lattice import volume
 from .reconstruct import certain, primitive, primitive_basis, reconstruct, unit_cells
 from .sample import sample
@@ -184,8 +184,8 @@ def live(
         fig.suptitle(f"Epoch {row['epoch']}, " + (f"{row['left']/60:.1f} min left" if row['left'] else f"{row['seconds']/60:.1f} min"), fontsize=9)
         fig.savefig(file.with_suffix('.part'), format='png', dpi=150)
         os.replace(file.with_suffix('.part'), file)
-        if handle: handle.update(fig)
-        else: handle = display(fig, display_id=True)
+        if handle: handle.update(compact(fig))
+        else: handle = display(compact(fig), display_id=True)
         drawn = time.monotonic()
     return report
 
