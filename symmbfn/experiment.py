@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REACH', 'CLOSE', 'GRAM_PER_CM3', 'check_parameters', 'draw_crystals', 'shortest_distance', 'found_group', 'describe',
-           'columns', 'write_samples', 'valid', 'compare', 'score', 'crystal_check', 'live', 'progress']
+           'columns', 'write_samples', 'valid', 'wilson', 'compare', 'score', 'crystal_check', 'live', 'progress']
 
 # %% ../nbs/19_experiment.ipynb #d7ba076a
 import csv, itertools, os, time, warnings
@@ -20,6 +20,7 @@ from .lattice import volume
 from .reconstruct import certain, primitive, primitive_basis, reconstruct, unit_cells
 from .sample import sample
 from .structures import decode, to_cif
+from .train import autocast, resolve
 from .wyckoff import letters, table
 
 # %% ../nbs/19_experiment.ipynb #e8b669b4
@@ -49,13 +50,15 @@ def draw_crystals(
     size=256,         # crystals in a batch
     seed=0,
     report=None,      # called with the number of crystals done, after each batch
+    precision='auto', # of the network, as in `symmbfn.train.train`
 ) -> Crystals:        # on the CPU, exactly symmetric
     "Generate n crystals with the sampler of notebook 10 and the decoder of notebook 12."
     device, g, done = model.k_mean.device, torch.Generator().manual_seed(seed), []
+    precision = resolve(precision, device)
     noise = torch.Generator(device).manual_seed(seed)
     for G in draw_groups(counts.cpu(), n, g).split(size):
         b, _ = local(draw_sizes(counts.cpu(), G, g))
-        theta = sample(model, G.to(device), b.to(device), model.settings, steps, noise)
+        with autocast(precision, device): theta = sample(model, G.to(device), b.to(device), model.settings, steps, noise)
         done.append(reconstruct(theta.to('cpu').to(torch.float64), G, b)[0])
         if report: report(sum(map(len, done)))
     return concat(done)
@@ -140,6 +143,16 @@ def valid(
         close[b[near & ((one != other) | any(shift))]] = True
     planes = 1/torch.linalg.inv(cells.L).norm(dim=1)  # (B,3) distances between lattice planes, Angstrom
     return ~close & (planes > CLOSE/1.5).all(1)
+
+# %% ../nbs/19_experiment.ipynb #19c0de02
+def wilson(
+    share: float,  # 0 to 1
+    n: int,        # of how many
+    z=1.96,        # standard deviations to each side: 95 %
+) -> tuple:        # lower and upper limit
+    "Interval of Wilson for a share."
+    centre, half = share + z*z/(2*n), z*(share*(1 - share)/n + (z/(2*n))**2)**.5
+    return (centre - half)/(1 + z*z/n), (centre + half)/(1 + z*z/n)
 
 # %% ../nbs/19_experiment.ipynb #14a3d8ca
 def compare(

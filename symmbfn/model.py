@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['SEAM', 'PAPER', 'BASE', 'T_MIN', 'NOISE_MAX', 'X_MEAN', 'X_STD', 'wrap', 'minimum_image', 'gaussian_posterior',
-           'expected_symmetry', 'Model', 'shape_of', 'normal', 'prior', 'save_model', 'load_model']
+           'expected_symmetry', 'Model', 'shape_of', 'normal', 'prior', 'Trained', 'save_model', 'load']
 
 # %% ../nbs/08_model.ipynb #aec79987
+import hashlib
+from dataclasses import replace
 from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +137,7 @@ class Model(nn.Module):
         return read(theta.k, t[:, None], e.k, self.sigma_k), read(theta.x, t[b][:, None], theta.x + e.x, self.sigma_x), e
 
     def by_datum(self, theta, t, G, b):
-        "Lattice and coordinates from their distance to what would be said without a network; the scores."
+        "Lattice and coordinates from their distance to what would be said without a network; the scores, and in them what the beliefs say of classes."
         g_k, g_x = continuous.gamma(t[:, None], self.sigma_k), continuous.gamma(t, self.sigma_x)
         k, k_std = gaussian_posterior(theta.k, t[:, None], self.sigma_k, self.k_mean, self.k_std)
         scale = (g_k*(g_k*self.k_std**2 + 1 - g_k)).sqrt()
@@ -142,6 +146,7 @@ class Model(nn.Module):
         L = k_to_lattice(constrain(k, G)) if self.net.shells else None
         S, atoms = self.symmetry(theta, G, b)
         e = self.net(Theta(seen_k, seen_x, K**.5*theta.a, OPS**.5*S), t, G, b, 1/beta, L, atoms)
+        e = replace(e, **{f: getattr(e, f) + getattr(theta, f).clamp(min=1e-30).log() for f in 'aS'})
         known = X_STD**2/(X_STD**2 + 1/beta)[b, None]
         return k + k_std*e.k, X_MEAN + known*(seen_x - X_MEAN) + X_STD*(1 - known).sqrt()*e.x, e
 
@@ -203,26 +208,42 @@ def prior(
     return Theta(constrain(new('k', 0.), G), new('x', 0.), new('a', 1/K), new('S', 1/OPS))
 
 # %% ../nbs/08_model.ipynb #3d6af91d
+class Trained(NamedTuple):
+    "A trained model and what belongs to it."
+    model: Model    # in evaluation mode
+    counts: Tensor  # (231, nmax+1), crystals of the training set with space group G and n sites, for p(G) and p(n given G)
+    meta: object    # what it is: its training, its data, its measured properties
+
+def _digest(tensors):
+    "A name for the content of some tensors."
+    sha = hashlib.sha256()
+    for name, t in sorted(tensors.items()): sha.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
 def save_model(
     path,           # file to write, .safetensors
     model: Model,
     counts: Tensor, # (231, nmax+1), the distribution that sampling starts from
     meta=None,      # anything JSON can hold
+    dtype=None,     # of the network's weights in the file: torch.bfloat16 halves it; None: as they are
 ):
     "Write a model as one safetensors file."
-    tensors = {k: v for k, v in model.state_dict().items()}
-    save_tensors(path, tensors | {'counts': counts}, dict(kind='symmbfn model', settings=model.settings, meta=meta))
+    stored = lambda k, v: v.to(dtype) if dtype and k.startswith('net.') else v
+    tensors = {k: stored(k, v) for k, v in model.state_dict().items()} | {'counts': counts}
+    save_tensors(path, tensors, dict(kind='symmbfn model', settings=model.settings, digest=_digest(tensors), meta=meta))
 
-def load_model(
-    path,  # a file written by save_model
-) -> tuple[Model, Tensor, object]:  # the model in evaluation mode, counts, meta
-    "Read a model. Raises FileNotFoundError, or ValueError for a damaged or foreign file."
+def load(
+    path=None,  # a file written by save_model; None: the weights that come with the package
+) -> Trained:
+    "Read a trained model. Raises FileNotFoundError, or ValueError for a damaged or foreign file."
+    path = files('symmbfn')/'weights.safetensors' if path is None else path
     tensors, about = load_tensors(path)
     if not isinstance(about, dict) or about.get('kind') != 'symmbfn model':
         raise ValueError(f"{path} holds no symmbfn model: give a file written by symmbfn.model.save_model.")
+    if about.get('digest') != _digest(tensors): raise ValueError(f"{path} is damaged, its content is not what was written: fetch or train it again.")
     try:
         counts, model = tensors.pop('counts'), Model(**about['settings'])
         model.load_state_dict(tensors)
-        return model.eval(), counts, about['meta']
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f"{path} is not a whole symmbfn model ({type(e).__name__}: {str(e).splitlines()[0]}): fetch or train it again.") from e
+        return Trained(model.eval(), counts, about['meta'])
+    except (KeyError, TypeError, RuntimeError, ValueError) as e:
+        raise ValueError(f"{path} is not a whole model of this version of symmbfn ({type(e).__name__}: {str(e).splitlines()[0]}): fetch or train it again.") from e

@@ -128,7 +128,9 @@ class Assemble(torch.autograd.Function):
     @staticmethod
     def forward(ctx, receiver, sender, even, odd, at):  # (N,H), (N,H), (P+N,H), (P,H), Layout
         ctx.at, P = at, len(odd)
-        z = torch.cat([even[:P] + odd, even[:P] - odd, even[P:]]).index_select(0, at.order)
+        z = even.new_empty(P + len(even), even.shape[1])
+        torch.add(even[:P], odd, out=z[:P]); torch.sub(even[:P], odd, out=z[P:2*P]); z[2*P:] = even[P:]
+        z = z.index_select(0, at.order)
         for v, to, by in zip(*(blocks(v, at.sizes, axes) for v, axes in ((z, 2), (receiver, 1), (sender, 1)))):
             v += to[:, :, None]
             v += by[:, None]

@@ -323,7 +323,7 @@ def train(
         run = _begin(Path(run), data, val, config, settings, device)
         data, val = (c.to(device).to(torch.float32) for c in (data, val))
         objective = Objective(run.model, config['precision'])
-        if world > 1: objective = nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+        if world > 1: objective = nn.parallel.DistributedDataParallel(objective)
         first, before = len(run.rows), run.seconds
         if first == epochs and rank == 0: _save(run); report(run.rows[-1] | dict(left=0.))  # it may have been killed in the middle of its last save
         for epoch in range(first + 1, epochs + 1):
