@@ -71,7 +71,7 @@ PAPER = dict(predict='noise', sigma_k=0.02, sigma_x=0.02, beta_a=0.75, beta_S=2.
     lambda_k=0.1, lambda_x=1.0, lambda_a=3.0, lambda_S=10.0,                        # weights of the losses
     hidden=512, embed=128, layers=6, freqs=128,                                     # the network
     restrict=False, adaptive=False, shells=0)                                       # only site symmetries that G has; layer norm by (t, G); shells of neighbours
-BASE = PAPER | dict(predict='datum', beta_a=0.25, lambda_k=1.0, lambda_x=3.0, lambda_a=1.0, lambda_S=1.0, freqs=16, restrict=True, adaptive=True, shells=24)
+BASE = PAPER | dict(predict='datum', beta_a=0.25, lambda_k=1.0, lambda_x=3.0, lambda_a=1.0, lambda_S=1.0, freqs=16, restrict=True)
 T_MIN, NOISE_MAX = 1e-4, 10.
 X_MEAN, X_STD = SEAM + 1/2, 12**-.5  # of a coordinate that may be anywhere in the unit interval
 
@@ -83,7 +83,7 @@ def _check(settings):
         if isinstance(default, bool) and not isinstance(value, bool): raise ValueError(f"Setting {name} is {value!r}: give True or False.")
         if isinstance(default, (bool, str)): continue
         if isinstance(value, bool) or not isinstance(value, (int, type(default))) or not (value > 0 or name == 'shells' and value == 0) or name.startswith('sigma') and value >= 1:
-            raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {BASE[name]}.")
+            raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {BASE[name] or 24}.")
     if settings['embed'] % 2: raise ValueError(f"Setting embed is {settings['embed']}: give an even number.")
     if settings['predict'] not in ('noise', 'datum'): raise ValueError(f"Unknown predict {settings['predict']!r}: choose 'noise' or 'datum'.")
     if settings['shells'] and settings['predict'] == 'noise': raise ValueError("Shells need a lattice on a known scale: give shells=0, or predict='datum'.")
