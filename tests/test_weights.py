@@ -1,0 +1,60 @@
+"The weights that come with the package, as a user gets them: from a wheel, outside the checkout, without a network."
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import symmbfn
+from symmbfn.core import load_tensors
+
+root = Path(__file__).parent.parent
+weights = root/"symmbfn"/"weights.safetensors"
+
+OFFLINE = """
+import socket, sys
+def refuse(*_): raise OSError("this test has no network")
+socket.socket.connect = refuse
+import symmbfn
+assert symmbfn.__file__.startswith(sys.argv[1]), symmbfn.__file__
+model, counts, meta = symmbfn.load()
+import torch
+from symmbfn.core import local
+from symmbfn.reconstruct import reconstruct, unit_cells
+from symmbfn.sample import sample
+G = torch.tensor([225, 62])
+b, _ = local(torch.tensor([2, 3]))
+theta = sample(model, G, b, model.settings, 5, torch.Generator().manual_seed(0))
+print(len(unit_cells(*reconstruct(theta, G, b)).Z), "atoms,", meta["training"]["epoch"], "epochs")
+assert "pymatgen" not in sys.modules
+"""
+
+
+def test_load_works_from_a_wheel(tmp_path):
+    shutil.copytree(root, tmp_path/"src", ignore=shutil.ignore_patterns(".git", "runs", "nbs", "build", "dist", "*.egg-info"))
+    pip = lambda *words: subprocess.run([sys.executable, "-m", "pip", *map(str, words), "-q", "--no-deps", "--no-index"], check=True)
+    pip("wheel", tmp_path/"src", "--no-build-isolation", "-w", tmp_path/"dist")
+    pip("install", *(tmp_path/"dist").glob("*.whl"), "--target", tmp_path/"site")
+    done = subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path/"site")], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path/"site")}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+
+
+def test_weights_are_small_and_say_what_they_are():
+    assert weights.stat().st_size <= 30e6
+    tensors, about = load_tensors(weights)
+    assert {v.dtype for k, v in tensors.items() if k.startswith("net.")} <= {torch.bfloat16, torch.float16}
+    meta = about["meta"]
+    assert meta["data"]["crystals"] and all(len(digest) == 64 for digest in meta["data"]["content"].values())
+    assert meta["curve"][-1]["epoch"] >= meta["training"]["epoch"] and 0 < meta["metrics"]["shares"]["valid"] <= 1
+    model, counts, _ = symmbfn.load()
+    assert not model.training and counts.shape[0] == 231 and counts.sum() == meta["data"]["crystals"]["train"]
+
+
+@pytest.mark.parametrize("change, words", [(lambda raw: raw[:-10], "damaged"), (lambda raw: raw[:-10] + bytes(10), "damaged"), (lambda raw: b"nothing", "not a safetensors file")])
+def test_damaged_weights_are_refused(tmp_path, change, words):
+    (tmp_path/"w.safetensors").write_bytes(change(weights.read_bytes()))
+    with pytest.raises(ValueError, match=f"w.safetensors.*{words}"): symmbfn.load(tmp_path/"w.safetensors")
