@@ -38,7 +38,8 @@ def f_fourier(
     m = torch.arange(1, freqs + 1, device=d.device, dtype=d.dtype)
     angle = ((d - d.round())[..., None]*m*(2*math.pi)).flatten(-2)  # minimum image first: m*d keeps its digits
     if var is None: return angle.sin(), angle.cos()
-    known = torch.exp(-2*(math.pi*m)**2*var[..., None]).repeat(*[1]*var.ndim, 3)
+    known = torch.exp(-2*(math.pi*m)**2*var[..., None])
+    known = torch.where(known > 1e-6, known, 0).repeat(*[1]*var.ndim, 3)  # what is smaller is nothing, and slow: CPUs multiply denormal numbers slowly
     return angle.sin()*known, angle.cos()*known
 
 # %% ../nbs/07_net.ipynb #a7d15c22
@@ -85,7 +86,7 @@ def shells(
     r = nearest_image(d, (L @ L.mT)[c]).sqrt()[:, None]
     width = (SHELL_WIDTH**2 + var*L.square().sum((1, 2))/3).sqrt()[c, None]
     near = torch.exp(-((r - torch.linspace(0, SHELL_MAX, count).to(x))/width)**2/2)*(SHELL_WIDTH/width)
-    return segment_sum(near, pair, len(i)).log1p()
+    return segment_sum(torch.where(near > 1e-6, near, 0), pair, len(i)).log1p()
 
 # %% ../nbs/07_net.ipynb #a7d15c06
 @dataclass(frozen=True)
