@@ -54,7 +54,7 @@ def test_weights_are_small_and_say_what_they_are():
     assert not model.training and counts.shape[0] == 231 and counts.sum() == meta["data"]["crystals"]["train"]
 
 
-@pytest.mark.parametrize("change, words", [(lambda raw: raw[:-10], "damaged"), (lambda raw: raw[:-10] + bytes(10), "damaged"), (lambda raw: b"nothing", "not a safetensors file")])
+@pytest.mark.parametrize("change, words", [(lambda raw: raw[:-10], "damaged"), (lambda raw: raw[:10**6] + bytes([raw[10**6] ^ 1]) + raw[10**6 + 1:], "damaged"), (lambda raw: b"nothing", "not a safetensors file")])
 def test_damaged_weights_are_refused(tmp_path, change, words):
     (tmp_path/"w.safetensors").write_bytes(change(weights.read_bytes()))
     with pytest.raises(ValueError, match=f"w.safetensors.*{words}"): symmbfn.load(tmp_path/"w.safetensors")
