@@ -6,11 +6,11 @@
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'FAR', 'LIGHT', 'SIDES', 'CIRCLE', 'EDGES', 'NOBLE', 'SYSTEMS', 'NUMBERS',
            'CHANNELS', 'style', 'figure', 'boundary', 'colour', 'covalent', 'symbols', 'bonds', 'frame', 'project',
            'shade', 'ball', 'stick', 'cut', 'scene', 'symmetry', 'group_name', 'draw', 'gallery', 'compact', 'place',
-           'periodic_table', 'describe', 'shares', 'total_variation', 'wasserstein', 'system', 'distributions',
-           'read_log', 'trailing_mean', 'losses']
+           'periodic_table', 'describe', 'system', 'distributions', 'read_log', 'trailing_mean', 'losses', 'live',
+           'progress']
 
 # %% ../nbs/18_figures.ipynb #074f4f24
-import csv, re
+import csv, os, re, time
 from bisect import bisect_left
 from functools import lru_cache
 from itertools import product
@@ -24,6 +24,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.lines import Line2D
 
 from .core import GROUPS
+from .metrics import shares, total_variation, wasserstein
 
 # %% ../nbs/18_figures.ipynb #3cb2ad26
 BLUE, ORANGE, GREY = '#0072B2', '#E69F00', '#5A5E66'
@@ -363,24 +364,6 @@ def describe(
         density=np.array([float(s.density) for s in structures]),
         Z=np.array([s[i].specie.Z for s, o in zip(structures, first) for i in o], dtype=int))
 
-# %% ../nbs/18_figures.ipynb #0b3ba4c7
-def shares(
-    c,  # classes, whole numbers from 0
-    size: int,
-) -> np.ndarray:  # (size,)
-    "Share of each class."
-    return np.bincount(c, minlength=size)/len(c)
-
-def total_variation(c, d) -> float:
-    "Half the summed difference of the shares of two lots of classes: 0 for the same, 1 for nothing in common."
-    size = max(c.max(), d.max()) + 1
-    return float(np.abs(shares(c, size) - shares(d, size)).sum()/2)
-
-def wasserstein(v, w) -> float:
-    "Distance between two lots of numbers, in their units."
-    from scipy.stats import wasserstein_distance
-    return float(wasserstein_distance(v, w))
-
 # %% ../nbs/18_figures.ipynb #ec4dd2ae
 SYSTEMS = {'triclinic': 2, 'monoclinic': 15, 'orthorhombic': 74, 'tetragonal': 142,  # the last group of each
     'trigonal': 167, 'hexagonal': 194, 'cubic': 230}
@@ -527,3 +510,30 @@ def losses(
     fig.axes[0].set_ylabel('loss')
     fig.axes[0].legend()
     return fig
+
+# %% ../nbs/18_figures.ipynb #bd634053
+def live(
+    run,         # folder of the run
+    seconds=10,  # between two figures
+):               # report(row), for `symmbfn.train.train`
+    "Follow a run: lines for validations and checks, and its losses as a figure that is renewed, here and in losses.png."
+    from IPython.display import display
+    handle, drawn, file = None, -float('inf'), Path(run)/'losses.png'
+    def report(row):
+        nonlocal handle, drawn
+        if line := progress(row): print(line, flush=True)
+        if row['left'] and time.monotonic() - drawn < seconds: return
+        fig = losses(Path(run)/'log.csv')
+        fig.suptitle(f"Epoch {row['epoch']}, " + (f"{row['left']/60:.1f} min left" if row['left'] else f"{row['seconds']/60:.1f} min"), fontsize=9)
+        fig.savefig(file.with_suffix('.part'), format='png', dpi=150)
+        os.replace(file.with_suffix('.part'), file)
+        if handle: handle.update(compact(fig))
+        else: handle = display(compact(fig), display_id=True)
+        drawn = time.monotonic()
+    return report
+
+def progress(row):
+    "A line on a row of the log that has a validation or a check in it."
+    val = f"val {row['val_loss']:.3f}  ({'  '.join(f'{c} ' + format(row[f'val_{c}'], '.3f') for c in 'kxaS')})" if 'val_loss' in row else ''
+    check = f"valid {row['check_valid']:.0%}  score {row['check_score']:.3f}" if 'check_valid' in row else ''
+    return '  '.join(v for v in (f"epoch {row['epoch']:4}  train {row['train_loss']:.3f}", val, check, f"{row['left']/60:.1f} min left") if v) if val or check else ''
