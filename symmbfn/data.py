@@ -23,6 +23,13 @@ class Dataset:
 
     def __len__(self): return len(self.ids)
 
+    def targets(self,
+        names,  # of properties
+    ):          # (B,P) float64, NaN where missing; None for no names
+        "Some of the properties, as columns. Raises ValueError for an unknown name."
+        if unknown := [n for n in names if n not in self.properties]: raise ValueError(f"Unknown property {', '.join(unknown)}: the data has {', '.join(self.properties) or 'none'}.")
+        return torch.stack([self.properties[n].double() for n in names], 1) if names else None
+
     def __getitem__(self,
         index,  # slice, or a tensor or list of crystals
     ):

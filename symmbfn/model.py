@@ -70,7 +70,8 @@ def expected_symmetry(
 PAPER = dict(predict='noise', sigma_k=0.02, sigma_x=0.02, beta_a=0.75, beta_S=2.0,  # meaning of scores; accuracies at t = 1
     lambda_k=0.1, lambda_x=1.0, lambda_a=3.0, lambda_S=10.0,                        # weights of the losses
     hidden=512, embed=128, layers=6, freqs=128,                                     # the network
-    restrict=False, adaptive=False, shells=0)                                       # only site symmetries that G has; layer norm by (t, G); shells of neighbours
+    restrict=False, adaptive=False, shells=0,                                       # only site symmetries that G has; layer norm by (t, G); shells of neighbours
+    properties=[])                                                                  # names of what crystals can be asked for by
 BASE = PAPER | dict(predict='datum', beta_a=0.25, lambda_k=1.0, lambda_x=3.0, lambda_a=1.0, lambda_S=1.0, freqs=16, restrict=True)
 T_MIN, NOISE_MAX = 1e-4, 10.
 X_MEAN, X_STD = SEAM + 1/2, 12**-.5  # of a coordinate that may be anywhere in the unit interval
@@ -81,7 +82,8 @@ def _check(settings):
     for name, value in settings.items():
         default = PAPER[name]
         if isinstance(default, bool) and not isinstance(value, bool): raise ValueError(f"Setting {name} is {value!r}: give True or False.")
-        if isinstance(default, (bool, str)): continue
+        if isinstance(default, list) and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)): raise ValueError(f"Setting {name} is {value!r}: give a list of names.")
+        if isinstance(default, (bool, str, list)): continue
         if isinstance(value, bool) or not isinstance(value, (int, type(default))) or not (value > 0 or name == 'shells' and value == 0) or name.startswith('sigma') and value >= 1:
             raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {BASE[name] or 24}.")
     if settings['embed'] % 2: raise ValueError(f"Setting embed is {settings['embed']}: give an even number.")
@@ -96,19 +98,26 @@ class Model(nn.Module):
         super().__init__()
         self.settings = PAPER | settings
         _check(self.settings)
+        self.settings['properties'] = list(self.settings['properties'])
         network = 'hidden', 'embed', 'layers', 'freqs', 'shells', 'adaptive'
         for name, value in self.settings.items():
             if name not in network: setattr(self, name, value)
-        self.net = Net(**{name: self.settings[name] for name in network}, sized=self.restrict)
+        self.net = Net(**{name: self.settings[name] for name in network}, sized=self.restrict, properties=len(self.properties))
         self.register_buffer('k_mean', torch.zeros(6)); self.register_buffer('k_std', torch.ones(6))
+        if self.properties: self.register_buffer('y_mean', torch.zeros(len(self.properties))); self.register_buffer('y_std', torch.ones(len(self.properties)))
 
     def standardise(self,
         c: Crystals,  # the training set
+        y=None,       # (B,P) its properties, NaN where unknown
     ):
-        "Remember mean and standard deviation of every component of k, over the crystals that are free in it."
+        "Remember mean and standard deviation of every component of k, over the crystals that are free in it, and of every property, over those that have it."
         for i in range(6):
             values = c.k[free(c.G.device)[c.G, i], i]
             if len(values) > 1: self.k_mean[i], self.k_std[i] = values.mean(), values.std().clamp(min=0.01)
+        for i, name in enumerate(self.properties):
+            known = y[y[:, i].isfinite(), i]
+            if not (len(known) > 1 and known.std() > 0): raise ValueError(f"Property {name} has less than two different values: leave it out, or give data that has it.")
+            self.y_mean[i], self.y_std[i] = known.mean(), known.std()
         return self
 
     def forward(self,
@@ -116,12 +125,19 @@ class Model(nn.Module):
         t: Tensor,     # (B,) time in [0,1]
         G: Tensor,     # (B,) space groups
         b: Tensor,     # (N,) crystal of each site
+        y=None,        # (B,P) properties asked for, in their own units, NaN where any will do; None: none asked for
     ) -> Theta:        # estimates: data means of k and x, probabilities of a and S
         "What the network makes of the beliefs, the lattice masked by table 1, coordinates wrapped."
         t = t.clamp(min=T_MIN)
-        k, x, e = (self.by_noise if self.predict == 'noise' else self.by_datum)(theta, t, G, b)
+        k, x, e = (self.by_noise if self.predict == 'noise' else self.by_datum)(theta, t, G, b, self.target(y, t))
         S = expected_symmetry(e.S, G[b])[0] if self.restrict else e.S.softmax(-1)
         return Theta(constrain(k, G), wrap(x), e.a.softmax(-1), S)
+
+    def target(self, y, t):
+        "What the network sees of the properties asked for."
+        if not self.properties and y is not None: raise ValueError("This model knows no properties: train one with properties, or ask for none.")
+        if not self.properties: return None
+        return torch.full((len(t), len(self.properties)), torch.nan).to(t) if y is None else ((y - self.y_mean)/self.y_std).to(t.dtype)
 
     def symmetry(self, theta, G, b):
         "What the network sees of the site symmetries, and the logarithm of the expected number of atoms."
@@ -129,14 +145,14 @@ class Model(nn.Module):
         S, points = expected_symmetry(theta.S.clamp(min=1e-30).log(), G[b])
         return S, segment_sum(points, b, len(G)).log() - 3
 
-    def by_noise(self, theta, t, G, b):
+    def by_noise(self, theta, t, G, b, y):
         "Lattice and coordinates by equation 14, from the noise in the means; the scores."
         S, atoms = self.symmetry(theta, G, b)
-        e = self.net(Theta(theta.k, theta.x, theta.a, S), t, G, b, atoms=atoms)
+        e = self.net(Theta(theta.k, theta.x, theta.a, S), t, G, b, atoms=atoms, y=y)
         read = lambda mu, t, e, sigma1: continuous.datum(mu, t, e.clamp(-NOISE_MAX, NOISE_MAX), sigma1)
         return read(theta.k, t[:, None], e.k, self.sigma_k), read(theta.x, t[b][:, None], theta.x + e.x, self.sigma_x), e
 
-    def by_datum(self, theta, t, G, b):
+    def by_datum(self, theta, t, G, b, y):
         "Lattice and coordinates from their distance to what would be said without a network; the scores, and in them what the beliefs say of classes."
         g_k, g_x = continuous.gamma(t[:, None], self.sigma_k), continuous.gamma(t, self.sigma_x)
         k, k_std = gaussian_posterior(theta.k, t[:, None], self.sigma_k, self.k_mean, self.k_std)
@@ -145,7 +161,7 @@ class Model(nn.Module):
         seen_x, beta = wrap(theta.x/g_x[b, None]), g_x/(1 - g_x)
         L = k_to_lattice(constrain(k, G)) if self.net.shells else None
         S, atoms = self.symmetry(theta, G, b)
-        e = self.net(Theta(seen_k, seen_x, K**.5*theta.a, OPS**.5*S), t, G, b, 1/beta, L, atoms)
+        e = self.net(Theta(seen_k, seen_x, K**.5*theta.a, OPS**.5*S), t, G, b, 1/beta, L, atoms, y)
         e = replace(e, **{f: getattr(e, f) + getattr(theta, f).clamp(min=1e-30).log() for f in 'aS'})
         known = X_STD**2/(X_STD**2 + 1/beta)[b, None]
         return k + k_std*e.k, X_MEAN + known*(seen_x - X_MEAN) + X_STD*(1 - known).sqrt()*e.x, e
@@ -167,9 +183,10 @@ class Model(nn.Module):
         c: Crystals,
         t: Tensor,      # (B,) time
         noise: Theta,
+        y=None,         # (B,P) properties, NaN where they are to be unknown
     ) -> Theta:         # four scalars
         "The continuous-time losses of the four channels, equations 15, 21, 23, 24 per variable, unweighted."
-        est, t = self(self.flow(c, t, noise), t, c.G, c.b), t[:, None]
+        est, t = self(self.flow(c, t, noise), t, c.G, c.b, y), t[:, None]
         per_site = lambda v: segment_mean(v.flatten(1).mean(1), c.b, len(c)).mean()
         k, open_k = continuous.loss(c.k.to(t.dtype) - est.k, t, self.sigma_k), free(c.G.device)[c.G]
         x = continuous.loss(minimum_image(c.x.to(t.dtype) - est.x), t[c.b], self.sigma_x)

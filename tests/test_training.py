@@ -60,7 +60,7 @@ def test_killed_ten_times_it_ends_with_the_same_weights(folder, start):
     took, chance, reached, writing = time.monotonic() - began, random.Random(0), [], 0
     for kill in range(10):
         process = start(killed)
-        process.join(chance.uniform(0, .12)*took)
+        process.join(chance.uniform(0, .09)*took)
         while kill % 2 and process.is_alive() and not list((folder/"killed").glob("*.part")): pass
         process.kill()
         process.join()
