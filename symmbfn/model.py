@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEAM', 'PAPER', 'BASE', 'T_MIN', 'NOISE_MAX', 'X_MEAN', 'X_STD', 'wrap', 'minimum_image', 'gaussian_posterior',
-           'expected_symmetry', 'Model', 'shape_of', 'normal', 'prior', 'Trained', 'save_model', 'load']
+           'expected_symmetry', 'flow', 'Model', 'shape_of', 'normal', 'prior', 'Trained', 'save_model', 'load']
 
 # %% ../nbs/08_model.ipynb #aec79987
 import hashlib
@@ -90,6 +90,20 @@ def _check(settings):
     if settings['predict'] not in ('noise', 'datum'): raise ValueError(f"Unknown predict {settings['predict']!r}: choose 'noise' or 'datum'.")
     if settings['shells'] and settings['predict'] == 'noise': raise ValueError("Shells need a lattice on a known scale: give shells=0, or predict='datum'.")
 
+def flow(
+    c: Crystals,
+    t: Tensor,      # (B,) time
+    noise: Theta,   # standard normal, shaped like the beliefs
+    settings: dict, # sigma_k, sigma_x, beta_a, beta_S
+) -> Theta:
+    "Beliefs about known crystals at time t, drawn from the flow distributions, equations 12 and 18."
+    t, s = t[:, None], settings
+    k = continuous.flow(c.k.to(t.dtype), t, s['sigma_k'], noise.k)
+    x = continuous.flow(wrap(c.x).to(t.dtype), t[c.b], s['sigma_x'], noise.x)
+    a = discrete.flow(discrete.one_hot(c.a - 1, K, t.dtype), t[c.b], s['beta_a'], noise.a)
+    S = discrete.flow(discrete.one_hot(c.S, OPS, t.dtype), t[c.b][:, None], s['beta_S'], noise.S)
+    return Theta(constrain(k, c.G), x, a, S)
+
 class Model(nn.Module):
     "SymmBFN: beliefs, time and space group -> estimates of the crystal."
     def __init__(self,
@@ -166,18 +180,9 @@ class Model(nn.Module):
         known = X_STD**2/(X_STD**2 + 1/beta)[b, None]
         return k + k_std*e.k, X_MEAN + known*(seen_x - X_MEAN) + X_STD*(1 - known).sqrt()*e.x, e
 
-    def flow(self,
-        c: Crystals,
-        t: Tensor,      # (B,) time
-        noise: Theta,   # standard normal, shaped like the beliefs
-    ) -> Theta:
-        "Beliefs about known crystals at time t, drawn from the flow distributions, equations 12 and 18."
-        t = t[:, None]
-        k = continuous.flow(c.k.to(t.dtype), t, self.sigma_k, noise.k)
-        x = continuous.flow(wrap(c.x).to(t.dtype), t[c.b], self.sigma_x, noise.x)
-        a = discrete.flow(discrete.one_hot(c.a - 1, K, t.dtype), t[c.b], self.beta_a, noise.a)
-        S = discrete.flow(discrete.one_hot(c.S, OPS, t.dtype), t[c.b][:, None], self.beta_S, noise.S)
-        return Theta(constrain(k, c.G), x, a, S)
+    def flow(self, c, t, noise):
+        "Beliefs about known crystals, `flow` with the settings of this model."
+        return flow(c, t, noise, self.settings)
 
     def losses(self,
         c: Crystals,

@@ -24,10 +24,10 @@ model, counts, meta = symmbfn.load()
 import torch
 from symmbfn.core import local
 from symmbfn.reconstruct import reconstruct, unit_cells
-from symmbfn.sample import sample
+from symmbfn.sample import Noise, sample
 G = torch.tensor([225, 62])
 b, _ = local(torch.tensor([2, 3]))
-theta = sample(model, G, b, model.settings, 5, torch.Generator().manual_seed(0))
+theta = sample(model, G, b, model.settings, Noise(0, torch.arange(len(G)), b), 5)
 print(len(unit_cells(*reconstruct(theta, G, b)).Z), "atoms,", meta["training"]["epoch"], "epochs")
 assert "pymatgen" not in sys.modules
 """
