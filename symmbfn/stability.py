@@ -75,6 +75,7 @@ def load_hull(
 
 def _table(path):
     "Rows of a CSV file, plain or gzipped, and its columns."
+    if not path.exists(): raise FileNotFoundError(f"{path} is not there: give the table, or set SYMMBFN_DATA to the folder that holds mp_hull/.")
     with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', newline='') as f: rows = list(csv.DictReader(f))
     if not rows: raise ValueError(f"{path} is empty: give a table with a row for each entry.")
     return rows, rows[0].keys()
