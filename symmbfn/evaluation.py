@@ -12,6 +12,7 @@ import argparse, csv, gzip, hashlib, io, json, os, sqlite3, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -220,7 +221,8 @@ def run(
     from tqdm import tqdm
     _, name, size = STAGES[stage]
     size = max(size, options.get('batch', 0))
-    todo = [k for k in sources if k not in store.keys(name)]
+    there = store.keys(name)
+    todo = [k for k in sources if k not in there]
     workers = min(workers or min(os.cpu_count(), 8), -(-len(todo)//size)) or 1
     store.drop(name + ' begun')
     with tqdm(total=len(sources), initial=len(sources) - len(todo), desc=stage, unit=' crystals', disable=not todo) as bar:
@@ -313,11 +315,11 @@ def _after(source, out):
     from pymatgen.core import Structure
     return Structure(out['lattice'], to_structure(source).species, out['frac']) if out.get('lattice') else None
 
-def _kinds(structures, known, bar):
-    "For each structure `first`, the place of the first that is the same, and in_SPLIT, the name of the same in each known set (None: new)."
-    columns = dict(first=find_first(structures, bar.update))
+def _kinds(formulas, load, known, bar):
+    "For each crystal `first`, the place of the first that is the same, and in_SPLIT, the name of the same in each known set (None: new)."
+    columns = dict(first=find_first(formulas, load, bar.update))
     for split, (names, sources, rows) in known.items():
-        found = find_known(structures, [r.get('formula', '') for r in rows], lambda i: to_structure(sources[i]), bar.update)
+        found = find_known(formulas, load, [r.get('formula') for r in rows], lambda i: to_structure(sources[i]), bar.update)
         columns[f'in_{split}'] = [None if at is None else names[at] for at in found]
     return [dict(zip(columns, v)) for v in zip(*columns.values())]
 
@@ -458,12 +460,12 @@ def evaluate(
         own['distance_composition'] = float(np.abs(_element_shares(rows) - shares).sum()/2)
         if floor: floor['distance_composition'] = float(np.abs(_element_shares(floor_rows) - shares).sum()/2)
     # the same crystals, as given and relaxed
-    as_given = [to_structure(s) if not r['reason'] else None for s, r in zip(sources, rows)]
+    formulas = [r.get('formula') for r in rows]
     outs = look('relax', sources[:n], device=device, batch=8 if device == 'cpu' else 64) if n else []
     relaxed = [_after(s, o) for s, o in zip(sources, outs)]
-    with tqdm(total=(len(as_given) + len(relaxed))*(1 + len(known)), desc='same', unit=' crystals') as bar:
-        for i, (r, kind) in enumerate(zip(rows, _kinds(as_given, known, bar))): r |= kind | dict(unique=kind['first'] == i)
-        if n: kinds = [{f'{k}_relaxed': v for k, v in kind.items()} for kind in _kinds(relaxed, known, bar)]
+    with tqdm(total=(len(rows) + n)*(1 + len(known)), desc='same', unit=' crystals') as bar:
+        for i, (r, kind) in enumerate(zip(rows, _kinds(formulas, lambda i: to_structure(sources[i]), known, bar))): r |= kind | dict(unique=kind['first'] == i)
+        if n: kinds = [{f'{k}_relaxed': v for k, v in kind.items()} for kind in _kinds([f if s is not None else None for f, s in zip(formulas, relaxed)], relaxed.__getitem__, known, bar)]
     for r, o, kind in zip(rows, outs, kinds if n else []): r |= _stability(r, o, hull) | kind
     if n and 'train' in known:
         for mark, which in (('sun', 'stable'), ('metastable_un', 'metastable')):
@@ -471,7 +473,8 @@ def evaluate(
     for i, key in enumerate(('covered', 'covered_pair')):
         if test: rows = [r | {key: v} for r, v in zip(rows, own['coverage_precision' + ('', '_pair')[i]])]
     for r, p in zip(rows, prints): r['reason_fingerprint'] = p['reason']
-    about = dict(crystals=len(rows), relaxations=n, hull=hull.name if n else None, oxidation_states=OXIDATION, potential='CHGNet 0.3.0', fmax=FMAX, steps=STEPS, seconds=seconds, compared_with={k: len(v[0]) for k, v in known.items()})
+    about = dict(crystals=len(rows), relaxations=n, hull=hull.name if n else None, oxidation_states=OXIDATION, potential='CHGNet 0.3.0', fmax=FMAX, steps=STEPS, seconds=seconds, compared_with={k: len(v[0]) for k, v in known.items()},
+        versions={k: version(k) for k in ('symmbfn', 'chgnet', 'smact', 'matminer', 'pymatgen', 'spglib')})
     report = Report(rows, summarize(rows, own, floor, seconds), relaxed + [None]*(len(rows) - n), about)
     if out is not None: report.write(out)
     return report

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FMAX', 'STEPS', 'CHANGE', 'KNOWN', 'Hull', 'make_hull', 'hull_of', 'load_hull', 'hull_energy', 'formation_energy',
-           'potential', 'forces', 'Fire', 'relax', 'formula_of', 'find_known', 'find_first']
+           'potential', 'forces', 'Fire', 'relax', 'find_known', 'find_first']
 
 # %% ../nbs/17_stability.ipynb #17a00004
 import csv, gzip, os
@@ -245,36 +245,33 @@ def _matcher():
     from pymatgen.analysis.structure_matcher import StructureMatcher
     return StructureMatcher()
 
-def formula_of(structure) -> str:
-    "The reduced formula, by which candidates are found."
-    return structure.composition.reduced_formula
-
 def find_known(
-    structures,  # list of pymatgen Structure or None
-    formulas,    # (m,) reduced formulas of known crystals
-    load,        # index of a known crystal -> pymatgen Structure; called only for candidates
-    report=None, # called after each structure
-) -> list:       # index of the first known crystal that is the same, or None, for each
+    formulas,     # reduced formula of each crystal, None where there is no crystal
+    load,         # its index -> pymatgen Structure; called only where there is something to compare
+    known,        # reduced formulas of the known crystals
+    load_known,   # index -> pymatgen Structure
+    report=None,  # called after each crystal
+) -> list:        # for each, the index of the first known crystal that is the same, or None
     "Which crystals are known already."
-    places, load, found = {}, cache(load), []
-    for i, f in enumerate(formulas): places.setdefault(f, []).append(i)
-    for s in structures:
-        candidates = places.get(formula_of(s), ()) if s is not None else ()
-        found.append(next((i for i in candidates if _matcher().fit(s, load(i))), None))
+    places, load_known, found = {}, cache(load_known), []
+    for i, f in enumerate(known): places.setdefault(f, []).append(i)
+    for i, f in enumerate(formulas):
+        candidates = places.get(f, ()) if f else ()
+        s = load(i) if candidates else None
+        found.append(next((j for j in candidates if _matcher().fit(s, load_known(j))), None))
         if report: report()
     return found
 
 def find_first(
-    structures,  # list of pymatgen Structure or None
-    report=None, # called after each structure
-) -> list:       # index of the first crystal of the list that is the same, itself if it is new; None for None
+    formulas,     # reduced formula of each crystal, None where there is no crystal
+    load,         # its index -> pymatgen Structure; called only where there is something to compare
+    report=None,  # called after each crystal
+) -> list:        # for each, the index of the first crystal that is the same, itself if it is new; None where there is none
     "Which crystals of a set are the same. Each is compared with the first of every kind."
-    kinds, first = {}, []
-    for i, s in enumerate(structures):
-        if s is not None:
-            own = kinds.setdefault(formula_of(s), [])
-            same = next((j for j in own if _matcher().fit(s, structures[j])), None)
-            if same is None: own.append(i)
-        first.append(None if s is None else i if same is None else same)
+    kinds, load, first = {}, cache(load), []
+    for i, f in enumerate(formulas):
+        own = kinds.setdefault(f, [])
+        first.append(next((j for j in own if _matcher().fit(load(i), load(j))), i) if f else None)
+        if first[-1] == i: own.append(i)
         if report: report()
     return first
