@@ -203,11 +203,16 @@ def _start(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 def _task(stage, path, items, options):
-    "Do some crystals of a stage, here, and write what is found."
+    "Do some crystals of a stage, here, and write what is found. What no one foresaw becomes the reason of the crystal that met it."
     work, name, _ = STAGES[stage]
     store, keys = Store(path), [k for k, _ in items]
     for k in keys: store.put(name + ' begun', k, {})
-    for i, row in work([source for _, source in items], **options): store.put(name, keys[i], row)
+    try:
+        for i, row in work([source for _, source in items], **options): store.put(name, keys[i], row)
+    except Exception as e:
+        left = [item for item in items if item[0] not in store.keys(name)]
+        if len(items) == 1: store.put(name, keys[0], dict(reason=f'{type(e).__name__}: {e}', relaxed=False))
+        else: [_task(stage, path, [item], options) for item in left]
     return len(items)
 
 def run(

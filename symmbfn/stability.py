@@ -215,7 +215,9 @@ def _graph(model, structure):
     "CHGNet's graph, or the reason why there is none."
     if unknown := {e.symbol for e in structure.composition if e.Z > KNOWN}: return f"CHGNet does not know {', '.join(sorted(unknown))}"
     try: return model.graph_converter(structure)
-    except ValueError as e: return "an atom has no neighbour within 6 Angstrom" if 'isolated' in str(e) else str(e)
+    except ValueError as e:
+        if 'isolated' not in str(e): raise
+        return "an atom has no neighbour within 6 Angstrom"
 
 def relax(
     structures,     # iterable of pymatgen Structures, ordered, taken as there is room for them

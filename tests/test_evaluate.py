@@ -35,12 +35,19 @@ class Deadly(Structure):
     def copy(self, *_, **__): os._exit(3)
 
 
+class Strange(Structure):
+    "A crystal that raises what nobody foresaw."
+    def copy(self, *_, **__): raise ZeroDivisionError("strange")
+
+
 def test_a_crystal_that_kills_its_process_stops_no_other(tmp_path, prototypes):
-    deadly = Deadly(Lattice.cubic(3), ["Fe"], [[0, 0, 0]])
-    some = prototypes[:8] + [deadly] + prototypes[8:20]
+    deadly, strange = (kind(Lattice.cubic(3), [element], [[0, 0, 0]]) for kind, element in ((Deadly, "Fe"), (Strange, "Co")))
+    some = prototypes[:8] + [deadly, strange] + prototypes[8:20]
     rows = run("fingerprint", {content(s): s for s in some}, Store(tmp_path/"store.sqlite"), workers=2)
-    assert len(rows) == 21 and rows[8]["reason"] == "its process died"
-    assert all(len(r["structure"]) == 61 and not r["reason"] for r in rows[:8] + rows[9:])
+    assert len(rows) == 22 and rows[8]["reason"] == "its process died" and "strange" in rows[9]["reason"]
+    assert all(len(r["structure"]) == 61 and not r["reason"] for r in rows[:8] + rows[10:])
+    rows = run("measure", {content(s): s for s in some[9:]}, Store(tmp_path/"store.sqlite"), workers=1)
+    assert rows[0]["reason"] == "ZeroDivisionError: strange" and all(r["group"] for r in rows[1:])
 
 
 def children(of):
