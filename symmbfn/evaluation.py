@@ -77,7 +77,7 @@ def to_structure(
     source,  # CIF or extxyz text, pymatgen Structure, or an OSError
 ):           # pymatgen Structure of elements, without charges
     "A crystal that can be measured. Raises ValueError with the reason."
-    if isinstance(source, OSError): raise ValueError(str(source))
+    if not isinstance(source, str) and not hasattr(source, 'lattice'): raise ValueError(str(source) if isinstance(source, OSError) else f"a {type(source).__name__} is no crystal")
     if hasattr(source, 'lattice'): s = source.copy()
     elif source.split('\n', 1)[0].strip().isdigit(): s = _read_frame(source)
     elif not source.strip(): raise ValueError("there is no CIF")
@@ -105,13 +105,11 @@ def gather(
     if isinstance(structures, Crystals): structures = decode(structures, primitive=True)
     sources = [structures] if isinstance(structures, str) or hasattr(structures, 'lattice') else list(structures)
     if not sources: raise ValueError("There are no crystals: give at least one.")
-    for i, s in enumerate(sources):
-        if not isinstance(s, str) and not hasattr(s, 'lattice'): raise ValueError(f"Crystal {i} is a {type(s).__name__}: give pymatgen Structures, or texts of CIF files.")
     return [str(i) for i in range(len(sources))], sources
 
 def content(source) -> str:
     "A name for what a source holds: the same for the same text or the same numbers."
-    if isinstance(source, OSError): source = str(source)
+    if not isinstance(source, str) and not hasattr(source, 'lattice'): source = f'{type(source).__name__} {source}'
     if not isinstance(source, str):
         parts = source.lattice.matrix.astype(float), source.frac_coords.astype(float)
         source = '\n'.join([*(' '.join(f'{v:.9g}' for v in p.ravel()) for p in parts), *(site.species_string for site in source)])
