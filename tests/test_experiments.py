@@ -41,7 +41,9 @@ def test_train_then_sample(run):
     ("20_train", dict(data="mp30"), "mp30"),
     ("20_train", dict(precision="half"), "Unknown precision 'half'"),
     ("21_sample", dict(run="nowhere"), "train a model with 20_train first"),
-    ("21_sample", dict(steps="5;10"), "separated by commas")])
+    ("21_sample", dict(steps="5;10"), "separated by commas"),
+    ("22_evaluate", dict(steps="5;10"), "separated by commas"),
+    ("25_stability", dict(relaxation=10), "Unknown parameter relaxation")])
 def test_wrong_parameters_are_refused_in_one_sentence(run, name, parameters, words, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match=words): run(name, **parameters)
     assert not (tmp_path/"runs").exists() and not (tmp_path/"nowhere").exists()
