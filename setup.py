@@ -21,4 +21,4 @@ setup(
     extras_require={"dev": lines("dev_requirements")},
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     classifiers=["Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12"],
-    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]}, zip_safe=False)
+    entry_points={"console_scripts": ["symmbfn=symmbfn.__main__:main"], "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]}, zip_safe=False)

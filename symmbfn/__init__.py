@@ -1,6 +1,6 @@
 __version__ = "0.1.0"
 
-_public = {"encode": "structures", "decode": "structures", "load_data": "datasets", "load": "model", "evaluate": "evaluation"}
+_public = {"encode": "structures", "decode": "structures", "load_data": "datasets", "load": "model", "generate": "generation", "evaluate": "evaluation"}
 
 
 def __getattr__(name):  # import symmbfn stays instant: torch and pymatgen load on first use
