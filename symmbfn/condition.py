@@ -116,10 +116,11 @@ def occupations(
     G: int,       # space group
     need: dict,   # atomic number -> atoms in the conventional cell
     most=20,      # sites
+    taken=(),     # multiplicities of fixed positions that are occupied already
     limit=2000,   # ways to list
 ) -> list:        # of tuples of (atomic number, multiplicity) for every site
     "Ways in which atoms can occupy the positions of a group, section 2.1."
-    places, elements = room(G), sorted(need, key=need.get)
+    places, elements = {m: n - Counter(taken)[m] for m, n in room(G).items()}, sorted(need, key=need.get)
     ways = {Z: list(islice(_sums(need[Z], places, most), limit)) for Z in elements}
     if not all(ways.values()): return []
     def join(i, left, sites):
@@ -197,10 +198,12 @@ def skeletons(
     t, ways, letters = table(), [], int(table().first[G + 1] - table().first[G])
     if any(p.letter >= letters for p in wish.given): return []
     open_sites = [i for i, p in enumerate(wish.given) if not p.element]
-    mult = [int(t.mult[t.first[G] + p.letter]) for p in wish.given]
+    mult = [int(t.mult[t.first[G] + p.letter]) for p in wish.given if p.letter >= 0]
+    taken = [m for m, p in zip(mult, [p for p in wish.given if p.letter >= 0]) if t.dof[t.first[G] + p.letter] == 0]
+    if wish.given and len(mult) < len(wish.given): return []  # who has no place cannot be counted
     if not wish.formula:  # a number of atoms alone
         left = wish.atoms*centring(G) - sum(mult)
-        fits = [()] if left == 0 else [] if left < 0 or wish.closed else [tuple((0, m) for _, m in way) for way in occupations(G, {1: left}, most - len(mult))]
+        fits = [()] if left == 0 else [] if left < 0 or wish.closed else [tuple((0, m) for _, m in way) for way in occupations(G, {1: left}, most - len(mult), taken)]
         return [wish.given + tuple(Place(mult=m) for _, m in way) for way in fits]
     for need in _needs(wish, G):
         if open_sites:  # elements for the sites of a template
@@ -208,7 +211,7 @@ def skeletons(
                 painted = dict(zip(open_sites, colours))
                 ways.append(tuple(Place(painted.get(i, p.element), p.letter, p.mult, p.x) for i, p in enumerate(wish.given)))
         elif wish.closed: ways += [wish.given]*(not any(need.values()))
-        else: ways += [wish.given + tuple(Place(Z, mult=m) for Z, m in way) for way in occupations(G, {Z: n for Z, n in need.items() if n}, most - len(wish.given))]
+        else: ways += [wish.given + tuple(Place(Z, mult=m) for Z, m in way) for way in occupations(G, {Z: n for Z, n in need.items() if n}, most - len(wish.given), taken)]
     return ways
 
 # %% ../nbs/11_condition.ipynb #11c00018

@@ -232,6 +232,9 @@ def wish(
     if sites:
         if any(s[1] for s in sites) and len(groups) > 1: raise ValueError("Sites with a Wyckoff letter need one space group: give it.")
         given += tuple(Place(to_elements([e])[0] if e else 0, _letter(letter, groups[0]) if letter else -1, 0, tuple(map(float, x)) if x is not None else ()) for e, letter, x in sites)
+    once = [p.letter for p in given if p.letter >= 0 and table().dof[table().first[groups[0]] + p.letter] == 0]
+    if len(once) > len(set(once)): raise ValueError(f"Two sites are given the same fixed position of space group {groups[0]}, where only one can be: choose another for one of them.")
+    if (formula or n_atoms) and any(p.letter < 0 for p in given): raise ValueError("Sites without a Wyckoff letter can't be counted: give their letters, or leave composition and n_atoms out.")
     if bad := [p.element for p in given if p.element and p.element not in allowed]: raise ValueError(f"A site is given the element with atomic number {bad[0]}, which is excluded: decide for one.")
     if lattice is not None: k, groups = to_k(lattice, groups)
     return Wish(groups, allowed, must, formula, formula_units or 0, n_sites or 0, n_atoms or 0, given, closed, k)
