@@ -277,6 +277,7 @@ def generate(
     steps=20,
     method='noise-reduced',  # of the sampler (10)
     seed=0,
+    precision='float32',  # of the network; 'bfloat16' or 'auto' is faster where there is hardware for it, but then rounding lets a few crystals depend on the batch
     batch_size='auto',    # crystals
     device='auto',
     model=None,           # a Trained, or the path of a weights file; None: the weights of the package
@@ -302,7 +303,7 @@ def generate(
         done.append(batch); bar.update(len(batch))
         if out: save_dataset(out/'crystals.safetensors', Dataset(concat(done), [str(i) for i in range(sum(map(len, done)))]))
     have = sum(map(len, done))
-    if have < n: draw_crystals(net, trained.counts, n, steps, size, seed, report, method=method, clamps=clamps, y=y, w=guidance, first=have)
+    if have < n: draw_crystals(net, trained.counts, n, steps, size, seed, report, precision, method, clamps=clamps, y=y, w=guidance, first=have)
     bar.close()
     crystals = concat(done)
     more = [dict(seed=seed, **{f'asked_{k}': v for k, v in (condition or {}).items()})]*n
@@ -325,7 +326,7 @@ def main(
     for name in ('formula-units', 'n-sites', 'n-atoms'): p.add_argument(f'--{name}', type=int)
     p.add_argument('--condition', nargs='+', default=[], metavar='PROPERTY=VALUE')
     p.add_argument('--guidance', type=float, default=0.); p.add_argument('--steps', type=int, default=20); p.add_argument('--method', default='noise-reduced')
-    p.add_argument('--seed', type=int, default=0); p.add_argument('--batch-size', default='auto'); p.add_argument('--device', default='auto'); p.add_argument('--model', help="weights file; default: those of the package")
+    p.add_argument('--seed', type=int, default=0); p.add_argument('--precision', default='float32'); p.add_argument('--batch-size', default='auto'); p.add_argument('--device', default='auto'); p.add_argument('--model', help="weights file; default: those of the package")
     args = {k: v for k, v in vars(p.parse_args(argv)).items() if v not in (None, [])}
     try:
         if 'condition' in args: args['condition'] = {k: float(v) for k, _, v in (c.partition('=') for c in args['condition'])}

@@ -30,8 +30,8 @@ def test_train_then_sample(run):
     assert log[0]["check_score"] == "" and 0 < float(log[1]["check_score"]) <= 1
     assert len(list((folder/"samples").glob("*.cif"))) == 4 and len(list(csv.DictReader(open(folder/"samples"/"samples.csv")))) == 4
     for name in ("model.safetensors", "best.safetensors", "checkpoint.safetensors", "losses.png", "gallery.png", "distributions.png"): assert (folder/name).stat().st_size > 1000
-    run("21_sample", run="run", samples=3, steps="2,4")
-    assert sorted(p.name for p in folder.glob("samples_*")) == ["samples_2", "samples_4"]
+    out = run("21_sample", run="run", out="sampling", data="prototypes", samples=3, sweep=2, steps="2,4").parent/"sampling"
+    assert {row["steps"] for row in csv.DictReader(open(out/"sampling.csv"))} == {"2", "4", "20", "100"}
 
 
 @pytest.mark.parametrize("name, parameters, words", [

@@ -59,7 +59,7 @@ def test_training_starts_with_torch_and_numpy_alone():
 
 def test_public_names_are_there_and_others_are_not():
     import symmbfn
-    for name in ("encode", "decode", "load_data", "load", "evaluate"): assert callable(getattr(symmbfn, name)) and name in dir(symmbfn)
+    for name in ("encode", "decode", "load_data", "load", "generate", "evaluate"): assert callable(getattr(symmbfn, name)) and name in dir(symmbfn)
     with pytest.raises(AttributeError, match="no attribute 'decoed'"): symmbfn.decoed
 
 
