@@ -143,7 +143,11 @@ def reconstruct(
         score[mover, w[mover] - first[mover]] = -torch.inf
         sites = sites[torch.isin(b[sites], b[mover])]
         if not len(sites): break
-        w[sites] = assign(score[sites], first[sites], b[sites])
+        new = assign(score[sites], first[sites], b[sites])
+        closed = b[sites[score[sites, new - first[sites]] == -torch.inf]]  # crystals in which somebody found no place: they stay as they were
+        keep = ~torch.isin(b[sites], closed)
+        sites = sites[keep]
+        w[sites] = new[keep]
     return build(w), w
 
 def certain(

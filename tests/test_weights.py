@@ -49,7 +49,7 @@ def test_weights_are_small_and_say_what_they_are():
     assert {v.dtype for k, v in tensors.items() if k.startswith("net.")} <= {torch.bfloat16, torch.float16}
     meta = about["meta"]
     assert meta["data"]["crystals"] and all(len(digest) == 64 for digest in meta["data"]["content"].values())
-    assert meta["curve"][-1]["epoch"] >= meta["training"]["epoch"] and 0 < meta["metrics"]["shares"]["valid"] <= 1
+    assert meta["curve"][-1]["epoch"] >= meta["training"]["epoch"] and 0 < meta["metrics"]["ways"]["ours"]["shares"]["valid"] <= 1
     model, counts, _ = symmbfn.load()
     assert not model.training and counts.shape[0] == 231 and counts.sum() == meta["data"]["crystals"]["train"]
 
