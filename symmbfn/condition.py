@@ -8,7 +8,7 @@ __all__ = ['POSITIONS', 'MOST_ATOMS', 'guided', 'Clamps', 'on_positions', 'obey'
 
 # %% ../nbs/11_condition.ipynb #11c00004
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, islice
 

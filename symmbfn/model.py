@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEAM', 'PAPER', 'BASE', 'T_MIN', 'NOISE_MAX', 'X_MEAN', 'X_STD', 'wrap', 'minimum_image', 'gaussian_posterior',
-           'expected_symmetry', 'flow', 'Model', 'shape_of', 'normal', 'prior', 'Trained', 'save_model', 'load']
+           'expected_symmetry', 'flow', 'Model', 'shape_of', 'normal', 'prior', 'Trained', 'digest', 'save_model',
+           'load']
 
 # %% ../nbs/08_model.ipynb #aec79987
 import hashlib
@@ -236,7 +237,7 @@ class Trained(NamedTuple):
     counts: Tensor  # (231, nmax+1), crystals of the training set with space group G and n sites, for p(G) and p(n given G)
     meta: object    # what it is: its training, its data, its measured properties
 
-def _digest(tensors):
+def digest(tensors):
     "A name for the content of some tensors."
     sha = hashlib.sha256()
     for name, t in sorted(tensors.items()): sha.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -252,7 +253,7 @@ def save_model(
     "Write a model as one safetensors file."
     stored = lambda k, v: v.to(dtype) if dtype and k.startswith('net.') else v
     tensors = {k: stored(k, v) for k, v in model.state_dict().items()} | {'counts': counts}
-    save_tensors(path, tensors, dict(kind='symmbfn model', settings=model.settings, digest=_digest(tensors), meta=meta))
+    save_tensors(path, tensors, dict(kind='symmbfn model', settings=model.settings, digest=digest(tensors), meta=meta))
 
 def load(
     path=None,  # a file written by save_model; None: the weights that come with the package
@@ -262,7 +263,7 @@ def load(
     tensors, about = load_tensors(path)
     if not isinstance(about, dict) or about.get('kind') != 'symmbfn model':
         raise ValueError(f"{path} holds no symmbfn model: give a file written by symmbfn.model.save_model.")
-    if about.get('digest') != _digest(tensors): raise ValueError(f"{path} is damaged, its content is not what was written: fetch or train it again.")
+    if about.get('digest') != digest(tensors): raise ValueError(f"{path} is damaged, its content is not what was written: fetch or train it again.")
     try:
         counts, model = tensors.pop('counts'), Model(**about['settings'])
         model.load_state_dict(tensors)

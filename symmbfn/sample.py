@@ -6,8 +6,6 @@
 __all__ = ['GOLDEN', 'METHODS', 'scramble', 'Noise', 'draw', 'lift', 'accuracies', 'belief', 'sample']
 
 # %% ../nbs/10_sample.ipynb #b83c81e3
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
