@@ -46,7 +46,7 @@ class Clamps(Batch):
     G: Tensor          # (B,) space groups
     b: Tensor          # (N,) crystal of each site
     elements: Tensor   # (N,K) bool, allowed
-    positions: Tensor  # (N,27) bool, allowed Wyckoff positions of G, 'a' first
+    positions: Tensor  # (N,27) bool, allowed Wyckoff positions of G, 'a' first; all: free
     k: Tensor          # (B,6), NaN where free
     x: Tensor          # (N,3), NaN where free
 
@@ -251,7 +251,8 @@ def _clamps(wish, crystals):
     fits = ((letter < 0)[:, None] | (column == letter[:, None])) & ((mult == 0)[:, None] | (t.mult[w.clamp(max=len(t.mult) - 1)] == mult[:, None]))
     x = torch.tensor([p.x or (torch.nan,)*3 for p in places], dtype=torch.float64)
     k = torch.tensor([wish.k or (torch.nan,)*6], dtype=torch.float64).expand(len(G), 6)
-    return Clamps(G, b, elements, exists & fits, k.clone(), x)
+    free = ((letter < 0) & (mult == 0))[:, None]
+    return Clamps(G, b, elements, free | exists & fits, k.clone(), x)
 
 def plan(
     wish: Wish,
