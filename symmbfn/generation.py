@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEND', 'HALF', 'KEEP', 'flawed', 'draw_crystals', 'describe', 'write_samples', 'to_groups', 'to_elements',
-           'to_formula', 'to_k', 'to_places', 'wish', 'Generated', 'generate', 'main', 'crystal_check']
+           'to_formula', 'to_k', 'to_places', 'wish', 'Generated', 'generate', 'main', 'crystal_check', 'draw_kept']
 
 # %% ../nbs/19_generation.ipynb #d7ba076a
-import csv, inspect, json, warnings
+import csv, inspect, json, time, warnings
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .condition import Clamps, Place, Wish, clamped, guided, obey, plan
-from .core import GROUPS, K, Crystals, concat
+from .core import GROUPS, K, Crystals, concat, load_tensors, save_tensors, to_dict
 from .data import Dataset, load_dataset, save_dataset
 from .figures import SYSTEMS, system
 from .lattice import constrain, lattice_to_k
@@ -344,3 +344,25 @@ def crystal_check(
     "A check for `symmbfn.train.train`."
     target = columns(val)
     return lambda model, counts: score(draw_crystals(model, counts, n, steps, seed=seed, apart=0, mend=0), target)
+
+# %% ../nbs/19_generation.ipynb #19g00005
+def draw_kept(
+    folder,
+    n: int,     # crystals
+    steps=20,
+    method='noise-reduced',
+    seed=0,
+    size=256,   # crystals in a batch
+    **repairs,  # apart, mend: as in `draw_crystals`
+) -> tuple:     # Crystals; the seconds that each took
+    "Crystals of the package's weights, from the folder if the same were drawn before."
+    model, counts, _ = load()
+    name = '_'.join(map(str, [n, method, steps, seed, *(f'{k}{v}' for k, v in repairs.items()), digest(model.state_dict())[:8]]))
+    file = Path(folder)/f'{name}.safetensors'
+    if not file.exists():
+        began = time.perf_counter()
+        made = draw_crystals(model, counts, n, steps, size, seed, method=method, **repairs)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(file, to_dict(made), (time.perf_counter() - began)/n)
+    tensors, seconds = load_tensors(file)
+    return Crystals(**tensors), seconds
