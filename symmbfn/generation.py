@@ -9,6 +9,7 @@ __all__ = ['MEND', 'HALF', 'KEEP', 'flawed', 'draw_crystals', 'describe', 'write
 # %% ../nbs/19_generation.ipynb #d7ba076a
 import csv, inspect, json, time, warnings
 from argparse import ArgumentParser
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,17 +135,25 @@ def write_samples(
 # %% ../nbs/19_generation.ipynb #19g00013
 KEEP = 'elements', 'coordinates', 'lattice'
 
+def _plain(symbol): return symbol.replace('_', '').replace(' ', '')
+
+@cache
+def _numbers():
+    "Number of the space group of each international symbol, short or full, of any setting."
+    import spglib
+    kinds = [spglib.get_spacegroup_type(hall) for hall in range(1, 531)]
+    return {_plain(s): k.number for k in kinds for s in (k.international_short, k.international_full, *k.international.split('='))}
+
 def to_groups(
     space_group,  # number, symbol such as 'Fm-3m', crystal system, or a list of these
 ) -> tuple:       # of space groups
     "Space groups meant. Raises ValueError for an unknown one."
-    from pymatgen.symmetry.groups import sg_symbol_from_int_number
     if isinstance(space_group, (list, tuple)): return tuple(sorted({G for s in space_group for G in to_groups(s)}))
     text = str(space_group).strip()
     if text.lower() in SYSTEMS: return tuple(G for G in range(1, GROUPS + 1) if system(G) == list(SYSTEMS).index(text.lower()))
-    found = [G for G in range(1, GROUPS + 1) if text in (str(G), sg_symbol_from_int_number(G), sg_symbol_from_int_number(G).replace('_', ''))]
-    if not found: raise ValueError(f"Space group {space_group!r} is unknown: give a number from 1 to 230, a symbol such as 'Fm-3m', or a crystal system ({', '.join(SYSTEMS)}).")
-    return tuple(found)
+    found = int(text) if text.isdigit() else _numbers().get(_plain(text), 0)
+    if not 1 <= found <= GROUPS: raise ValueError(f"Space group {space_group!r} is unknown: give a number from 1 to 230, a symbol such as 'Fm-3m', or a crystal system ({', '.join(SYSTEMS)}).")
+    return (found,)
 
 def to_elements(
     elements,  # 'Li,O' or a list of symbols
