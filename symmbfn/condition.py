@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'MOST_ATOMS', 'guided', 'Clamps', 'on_positions', 'obey', 'clamped', 'room', 'occupations', 'colourings',
-           'Place', 'Wish', 'centring', 'skeletons', 'plan']
+           'Place', 'Wish', 'centring', 'skeletons', 'probabilities', 'plan']
 
 # %% ../nbs/11_condition.ipynb #11c00004
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from . import discrete
 from .core import AXES, GROUPS, K, OPS, Batch, Theta, local
+from .data import Counts
 from .lattice import constrain
 from .model import minimum_image
 from .wyckoff import operations, table
@@ -215,19 +217,35 @@ def skeletons(
     return ways
 
 # %% ../nbs/11_condition.ipynb #11c00018
+def probabilities(
+    ways: list,     # from `skeletons`, each of the same number of sites
+    G: int,         # space group
+    counts: Counts,
+) -> Tensor:        # one for each
+    "How probable the ways to carry out a wish are, if sites draw their positions independently."
+    t, sites = table(), counts.positions[table().first[G]:table().first[G + 1]] + 0.5
+    by_letter, mult = (sites/sites.sum()).tolist(), t.mult[t.first[G]:t.first[G + 1]].tolist()
+    by_mult = Counter()
+    for m, p in zip(mult, by_letter): by_mult[m] += p
+    def log(way):
+        kinds = Counter((p.element, p.letter, p.mult) for p in way)
+        share = sum(k*math.log(by_letter[letter] if letter >= 0 else by_mult[m]) for (_, letter, m), k in kinds.items())
+        return math.lgamma(len(way) + 1) - sum(math.lgamma(k + 1) for k in kinds.values()) + share - len(way)*math.log(len({p.element for p in way}))
+    return torch.tensor([log(way) for way in ways], dtype=torch.float64).exp()
+
 def _options(wish, counts):
-    "What can be drawn: groups, numbers of sites, and the ways to carry out each, None where sites are free; weights."
+    "What can be drawn: groups, numbers of sites, the ways to carry out each and their probabilities, None where sites are free; weights."
     given, options = {p.element for p in wish.given} - {0}, []
     missing = len(set(wish.required) - given)
     for G in wish.groups:
         if wish.formula or wish.atoms:
             ways = [w for w in skeletons(wish, G) if len(w) >= len(wish.required) and (not wish.sites or len(w) == wish.sites)]
-            options += [(G, n, list(some)) for n, some in groupby(sorted(ways, key=len), key=len)]
+            options += [(G, n, some, probabilities(some, G, counts)) for n, some in ((n, list(some)) for n, some in groupby(sorted(ways, key=len), key=len))]
         else:
             free = len([p for p in wish.given if not p.element]) if wish.closed else GROUPS
-            sizes = [len(wish.given)] if wish.closed else [wish.sites] if wish.sites else range(max(1, len(wish.given) + missing), counts.shape[1])
-            options += [(G, n, None) for n in sizes if missing <= free and len(wish.given) + missing*(not wish.closed) <= n and (not wish.sites or n == wish.sites)]
-    weight = torch.tensor([float(counts[G, n]) if n < counts.shape[1] else 0. for G, n, _ in options], dtype=torch.float64)
+            sizes = [len(wish.given)] if wish.closed else [wish.sites] if wish.sites else range(max(1, len(wish.given) + missing), counts.sizes.shape[1])
+            options += [(G, n, None, torch.ones(1)) for n in sizes if missing <= free and len(wish.given) + missing*(not wish.closed) <= n and (not wish.sites or n == wish.sites)]
+    weight = torch.tensor([float(counts.sizes[G, n]*p.sum()) if n < counts.sizes.shape[1] else 0. for G, n, _, p in options], dtype=torch.float64)
     return options, weight if weight.sum() > 0 else torch.ones(len(options), dtype=torch.float64)
 
 def _why_not(wish):
@@ -256,7 +274,7 @@ def _clamps(wish, crystals):
 
 def plan(
     wish: Wish,
-    counts: Tensor,  # (231, nmax+1) from symmbfn.data.count
+    counts: Counts,  # of the training set (06)
     n: int,          # crystals
     seed=0,
 ) -> Clamps:
@@ -266,8 +284,8 @@ def plan(
     g = torch.Generator().manual_seed(seed)
     crystals = []
     for o in torch.multinomial(weight, n, replacement=True, generator=g).tolist():
-        G, size, ways = options[o]
-        places = list(wish.given + (Place(),)*(size - len(wish.given)) if ways is None else ways[int(torch.randint(len(ways), (), generator=g))])
+        G, size, ways, p = options[o]
+        places = list(wish.given + (Place(),)*(size - len(wish.given)) if ways is None else ways[int(torch.multinomial(p, 1, generator=g))])
         missing = [Z for Z in wish.required if Z not in {p.element for p in places}]
         open_sites = [i for i, p in enumerate(places) if not p.element]
         if len(open_sites) < len(missing): raise ValueError(f"{len(missing)} more elements must occur, but only {len(open_sites)} sites are open: ask for fewer, or for more sites.")

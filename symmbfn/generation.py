@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .condition import Clamps, Place, Wish, clamped, guided, obey, plan
 from .core import GROUPS, K, Crystals, concat, load_tensors, save_tensors, to_dict
-from .data import Dataset, load_dataset, save_dataset
+from .data import Counts, Dataset, load_dataset, save_dataset
 from .figures import SYSTEMS, system
 from .lattice import constrain, lattice_to_k
 from .metrics import CLOSE, columns, found_group, score, shortest_distance
@@ -66,7 +66,7 @@ def _short_of_memory(e): return isinstance(e, torch.cuda.OutOfMemoryError) or 'n
 
 def draw_crystals(
     model,            # a trained Model
-    counts: Tensor,   # (231, nmax+1) from symmbfn.data.count
+    counts: Counts,   # of the training set (06)
     n: int,           # crystals
     steps=20,
     size=256,         # crystals in a batch
@@ -82,7 +82,7 @@ def draw_crystals(
     first=0,          # number of the first crystal to draw, those before it are left out
 ) -> Crystals:        # on the CPU, exactly symmetric
     "Generate crystals with the samplers of notebook 10 and the decoder of notebook 12."
-    if clamps is None: clamps = plan(Wish(), counts.cpu(), n, seed)
+    if clamps is None: clamps = plan(Wish(), counts, n, seed)
     precision, done = resolve(precision, model.k_mean.device), []
     while first < n:
         which = torch.arange(first, min(first + size, n))
@@ -305,7 +305,7 @@ def generate(
     trained = model if isinstance(model, tuple) else load(model)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
     net, y = trained.model.to(device), _targets(trained.model, condition, n)
-    clamps = plan(asked, trained.counts.cpu(), n, seed)
+    clamps = plan(asked, trained.counts, n, seed)
     size = (1024 if torch.device(device).type == 'cuda' else 256) if batch_size == 'auto' else batch_size
     note = dict(n=n, condition=condition, guidance=guidance, steps=steps, method=method, temperature=temperature, seed=seed, precision=precision, weights=digest(net.state_dict()), request={k: str(v) for k, v in request.items()})
     out, done = _folder(out, note) if out is not None else (None, [])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import continuous, discrete
 from .core import AXES, GROUPS, K, OPS, Crystals, Theta, load_tensors, save_tensors, segment_mean, segment_sum
+from .data import Counts
 from .lattice import constrain, free, k_to_lattice
 from .net import Net
 from .wyckoff import table
@@ -234,7 +235,7 @@ def prior(
 class Trained(NamedTuple):
     "A trained model and what belongs to it."
     model: Model    # in evaluation mode
-    counts: Tensor  # (231, nmax+1), crystals of the training set with space group G and n sites, for p(G) and p(n given G)
+    counts: Counts  # of the training set: what sampling starts from
     meta: object    # what it is: its training, its data, its measured properties
 
 def digest(tensors):
@@ -246,13 +247,13 @@ def digest(tensors):
 def save_model(
     path,           # file to write, .safetensors
     model: Model,
-    counts: Tensor, # (231, nmax+1), the distribution that sampling starts from
+    counts: Counts, # of the training set
     meta=None,      # anything JSON can hold
     dtype=None,     # of the network's weights in the file: torch.bfloat16 halves it; None: as they are
 ):
     "Write a model as one safetensors file."
     stored = lambda k, v: v.to(dtype) if dtype and k.startswith('net.') else v
-    tensors = {k: stored(k, v) for k, v in model.state_dict().items()} | {'counts': counts}
+    tensors = {k: stored(k, v) for k, v in model.state_dict().items()} | {f'counts.{k}': v for k, v in counts._asdict().items()}
     save_tensors(path, tensors, dict(kind='symmbfn model', settings=model.settings, digest=digest(tensors), meta=meta))
 
 def load(
@@ -265,7 +266,7 @@ def load(
         raise ValueError(f"{path} holds no symmbfn model: give a file written by symmbfn.model.save_model.")
     if about.get('digest') != digest(tensors): raise ValueError(f"{path} is damaged, its content is not what was written: fetch or train it again.")
     try:
-        counts, model = tensors.pop('counts'), Model(**about['settings'])
+        counts, model = Counts(*(tensors.pop(f'counts.{k}') for k in Counts._fields)), Model(**about['settings'])
         model.load_state_dict(tensors)
         return Trained(model.eval(), counts, about['meta'])
     except (KeyError, TypeError, RuntimeError, ValueError) as e:

@@ -19,7 +19,7 @@ from torch import Tensor, distributed, nn
 
 from . import core
 from .core import Crystals, Theta, load_tensors, save_tensors
-from .data import count, load_dataset
+from .data import Counts, count, load_dataset
 from .model import BASE, T_MIN, Model, normal, save_model
 
 # %% ../nbs/09_train.ipynb #92311e8c
@@ -154,7 +154,7 @@ class Run:
     "All that a run changes, and the configuration that it keeps."
     folder: Path
     config: dict
-    counts: Tensor  # of the training set, see `symmbfn.data.count`
+    counts: Counts  # of the training set
     model: Model
     ema: Model      # the averaged model
     optimizers: list

@@ -1,4 +1,5 @@
 "What is asked for is what comes, with the weights of the package: whatever the batch, whatever the request, from Python and from the command line."
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import symmbfn
+from symmbfn.data import positions
 from symmbfn.generation import draw_crystals
 from symmbfn.reconstruct import certain, reconstruct, unit_cells
 from symmbfn.wyckoff import operations
@@ -63,3 +65,11 @@ def test_the_command_writes_what_it_says(tmp_path):
     assert refused.returncode == 2 and "another folder" in refused.stderr and "Traceback" not in refused.stderr
     nothing = subprocess.run([sys.executable, "-m", "symmbfn", "invent"], capture_output=True, text=True)
     assert nothing.returncode == 1 and "generate, evaluate" in nothing.stderr
+
+
+@pytest.mark.parametrize("name", ["prototypes", "mp20"])
+def test_positions_of_known_crystals_are_those_the_decoder_gives_them(name):
+    "The counts that compositions are planned with, against the decoder's joint choice; data sets are exactly symmetric."
+    if name == "mp20" and "SYMMBFN_DATA" not in os.environ: pytest.skip("SYMMBFN_DATA is not set: without MP-20")
+    crystals = symmbfn.load_data(name)["val"].crystals
+    assert positions(crystals).equal(reconstruct(certain(crystals), crystals.G, crystals.b)[1])
