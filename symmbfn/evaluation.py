@@ -9,6 +9,7 @@ __all__ = ['STAGES', 'SAMPLES', 'METASTABLE', 'read_samples', 'to_structure', 'g
 
 # %% ../nbs/32_evaluation.ipynb #32e00004
 import argparse, csv, gzip, hashlib, io, json, os, sqlite3, sys, threading, time, zipfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -444,9 +445,11 @@ def evaluate(
     n = len(sources) if relaxations is None else min(relaxations, len(sources))
     if n and not isinstance(hull, Hull): hull = load_hull(hull)
     sets, store = _reference(train, val, test), Store(cache or cache_folder()/'evaluate.sqlite')
+    took = Counter()  # seconds
     def look(stage, sources, **options):
-        keys = [content(s) for s in sources]
+        began, keys = time.monotonic(), [content(s) for s in sources]
         found = dict(zip(unique := dict(zip(keys, sources)), run(stage, unique, store, workers, **options)))
+        took[stage] += time.monotonic() - began
         return [found[k] for k in keys]
     rows = [dict(index=i, name=name) | r for i, (name, r) in enumerate(zip(names, look('measure', sources)))]
     known = {k: (*v, look('read', v[1])) for k, v in sets.items()}
@@ -465,10 +468,11 @@ def evaluate(
     # the same crystals, as given and relaxed
     formulas = [r.get('formula') for r in rows]
     outs = look('relax', sources[:n], device=device, batch=8 if device == 'cpu' else 64) if n else []
-    relaxed = [_after(s, o) for s, o in zip(sources, outs)]
+    relaxed, began = [_after(s, o) for s, o in zip(sources, outs)], time.monotonic()
     with tqdm(total=(len(rows) + n)*(1 + len(known)), desc='same', unit=' crystals') as bar:
         for i, (r, kind) in enumerate(zip(rows, _kinds(formulas, lambda i: to_structure(sources[i]), known, bar))): r |= kind | dict(unique=kind['first'] == i)
         if n: kinds = [{f'{k}_relaxed': v for k, v in kind.items()} for kind in _kinds([f if s is not None else None for f, s in zip(formulas, relaxed)], relaxed.__getitem__, known, bar)]
+    took['same'] += time.monotonic() - began
     for r, o, kind in zip(rows, outs, kinds if n else []): r |= _stability(r, o, hull) | kind
     if n and 'train' in known:
         for mark, which in (('sun', 'stable'), ('metastable_un', 'metastable')):
@@ -476,7 +480,7 @@ def evaluate(
     for i, key in enumerate(('covered', 'covered_pair')):
         if test: rows = [r | {key: v} for r, v in zip(rows, own['coverage_precision' + ('', '_pair')[i]])]
     for r, p in zip(rows, prints): r['reason_fingerprint'] = p['reason']
-    about = dict(crystals=len(rows), relaxations=n, hull=hull.name if n else None, oxidation_states=OXIDATION, potential='CHGNet 0.3.0', fmax=FMAX, steps=STEPS, seconds=seconds, compared_with={k: len(v[0]) for k, v in known.items()},
+    about = dict(crystals=len(rows), relaxations=n, hull=hull.name if n else None, oxidation_states=OXIDATION, potential='CHGNet 0.3.0', fmax=FMAX, steps=STEPS, seconds=seconds, took={k: round(v, 1) for k, v in took.items()}, compared_with={k: len(v[0]) for k, v in known.items()},
         versions={k: version(k) for k in ('symmbfn', 'chgnet', 'smact', 'matminer', 'pymatgen', 'spglib')})
     report = Report(rows, summarize(rows, own, floor, seconds), relaxed + [None]*(len(rows) - n), about)
     if out is not None: report.write(out)
