@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHANNELS', 'COLUMNS', 'MUON_LR', 'HIDE', 'resolve', 'autocast', 'epoch_generator', 'moments', 'part',
            'sorted_batches', 'processes', 'from_first', 'share', 'average', 'validate', 'mean_losses', 'Run',
-           'Objective', 'hide', 'one_epoch', 'show', 'train', 'main']
+           'make_optimizers', 'Objective', 'hide', 'one_epoch', 'show', 'train', 'main']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import csv, hashlib, inspect, math, os, time
@@ -165,7 +165,11 @@ class Run:
     saved: float = 0.    # when it was last saved
     cost: float = 0.     # how long that took
 
-def _optimizers(model, lr, optimizer):
+def make_optimizers(
+    model: Model,
+    lr: float,       # of Adam
+    optimizer: str,  # 'adam' or 'muon'
+) -> list:           # of torch.optim.Optimizer
     "Adam for all weights; or Muon for the matrices of the layers, and Adam for the rest."
     matrices = [p for p in model.net.layers.parameters() if p.ndim == 2] if optimizer == 'muon' else []
     rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
@@ -234,7 +238,7 @@ def _begin(folder, data, val, y, config, settings, device):
     torch.manual_seed(config['seed'])
     model, ema = (Model(**settings).standardise(data, y).to(device) for _ in range(2))
     ema.load_state_dict(model.state_dict())
-    optimizers = _optimizers(model, config['lr'], config['optimizer'])
+    optimizers = make_optimizers(model, config['lr'], config['optimizer'])
     marks = dict(data=_fingerprint(*vars(data).values(), *([] if y is None else [y])), val=_fingerprint(*vars(val).values()))
     config = config | dict(crystals=len(data), **marks, settings=model.settings)
     run = Run(folder, config, count(data), model, ema, optimizers, [_scheduler(o, config['schedule'], config['epochs']) for o in optimizers])
