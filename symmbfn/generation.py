@@ -68,7 +68,7 @@ def draw_crystals(
     model,            # a trained Model
     counts: Counts,   # of the training set (06)
     n: int,           # crystals
-    steps=20,
+    steps=50,
     size=256,         # crystals in a batch
     seed=0,
     report=None,      # called with the crystals of a batch, after each
@@ -285,7 +285,7 @@ def generate(
     n,                    # crystals
     condition=None,       # dict: property -> value, such as {'formation_energy_per_atom': -2}
     guidance=0.,          # strength of the guidance towards it (11)
-    steps=20,
+    steps=50,
     method='noise-reduced',  # of the sampler (10)
     temperature=TEMPERATURE,  # of its noise: lower, crystals get likelier and more alike; 1: as the network learnt them
     seed=0,
@@ -337,7 +337,7 @@ def main(
     p.add_argument('--lattice', nargs=6, type=float, help="a b c alpha beta gamma of the conventional cell")
     for name in ('formula-units', 'n-sites', 'n-atoms'): p.add_argument(f'--{name}', type=int)
     p.add_argument('--condition', nargs='+', default=[], metavar='PROPERTY=VALUE')
-    p.add_argument('--guidance', type=float, default=0.); p.add_argument('--steps', type=int, default=20); p.add_argument('--method', default='noise-reduced'); p.add_argument('--temperature', type=float, default=TEMPERATURE)
+    p.add_argument('--guidance', type=float, default=0.); p.add_argument('--steps', type=int, default=50); p.add_argument('--method', default='noise-reduced'); p.add_argument('--temperature', type=float, default=TEMPERATURE)
     p.add_argument('--seed', type=int, default=0); p.add_argument('--precision', default='float32'); p.add_argument('--batch-size', default='auto'); p.add_argument('--device', default='auto'); p.add_argument('--model', help="weights file; default: those of the package")
     args = {k: v for k, v in vars(p.parse_args(argv)).items() if v not in (None, [])}
     try:
@@ -362,7 +362,7 @@ def crystal_check(
 def draw_kept(
     folder,
     n: int,     # crystals
-    steps=20,
+    steps=50,
     method='noise-reduced',
     seed=0,
     size=256,   # crystals in a batch

@@ -91,7 +91,7 @@ def sample(
     b: Tensor,      # (N,) crystal of each site
     settings: dict, # the accuracies sigma_k, sigma_x, beta_a, beta_S, and predict: Model.settings
     noise: Noise,
-    steps=20,
+    steps=50,
     method='noise-reduced',  # one of METHODS
     start=None,     # Crystals with these G and b to start from, and
     begin=0.,       # the time at which they are
