@@ -61,9 +61,14 @@ class Crystals(Batch):
 
 # %% ../nbs/00_core.ipynb #1ed0dc7c
 def local(
-    n: Tensor,  # (B,) sites of each crystal
+    n: Tensor,   # (B,) sites of each crystal
+    room=None,   # their number or more, if known beforehand: then the device is not waited for, and what is beyond the last crystal gets the number B
 ) -> tuple[Tensor, Tensor]:  # (N,) crystal of each site; (N,) its place in that crystal, from 0
     "Crystal and place of every site of a flat batch."
+    if room is not None:
+        ends, site = n.cumsum(0), torch.arange(room, device=n.device)
+        b = torch.searchsorted(ends, site, right=True)
+        return b, site - (ends - n)[b.clamp(max=len(n) - 1)]
     b = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
     return b, torch.arange(len(b), device=n.device) - (torch.cumsum(n, 0) - n)[b]
 
@@ -118,7 +123,7 @@ def segment_sum(
 
 def segment_mean(v: Tensor, b: Tensor, B: int) -> Tensor:
     "Mean of the values of each segment; 0 for an empty one."
-    n = torch.bincount(b, minlength=B).clamp(min=1).to(v.dtype)
+    n = segment_sum(torch.ones_like(b), b, B).clamp(min=1).to(v.dtype)  # bincount would wait for the device
     return segment_sum(v, b, B) / n.reshape(-1, *[1]*(v.ndim - 1))
 
 # %% ../nbs/00_core.ipynb #6f2467a0

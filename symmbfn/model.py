@@ -159,7 +159,7 @@ class Model(nn.Module):
         "What the network sees of the site symmetries, and the logarithm of the expected number of atoms."
         if not self.restrict: return theta.S, None
         S, points = expected_symmetry(theta.S.clamp(min=1e-30).log(), G[b])
-        return S, segment_sum(points, b, len(G)).log() - 3
+        return S, segment_sum(points, b, len(G)).clamp(min=1).log() - 3  # a crystal of padding may have no sites
 
     def by_noise(self, theta, t, G, b, y):
         "Lattice and coordinates by equation 14, from the noise in the means; the scores."
@@ -191,15 +191,17 @@ class Model(nn.Module):
         t: Tensor,      # (B,) time
         noise: Theta,
         y=None,         # (B,P) properties, NaN where they are to be unknown
+        weight=None,    # (B,) of the crystals, with sum 1; None: they count alike
     ) -> Theta:         # four scalars
         "The continuous-time losses of the four channels, equations 15, 21, 23, 24 per variable, unweighted."
         est, t = self(self.flow(c, t, noise), t, c.G, c.b, y), t[:, None]
-        per_site = lambda v: segment_mean(v.flatten(1).mean(1), c.b, len(c)).mean()
+        mean = lambda v: v.mean() if weight is None else v @ weight
+        per_site = lambda v: mean(segment_mean(v.flatten(1).mean(1), c.b, len(c)))
         k, open_k = continuous.loss(c.k.to(t.dtype) - est.k, t, self.sigma_k), free(c.G.device)[c.G]
         x = continuous.loss(minimum_image(c.x.to(t.dtype) - est.x), t[c.b], self.sigma_x)
         a = discrete.loss(discrete.one_hot(c.a - 1, K, t.dtype) - est.a, t[c.b], self.beta_a)
         S = discrete.loss(discrete.one_hot(c.S, OPS, t.dtype) - est.S, t[c.b][:, None], self.beta_S)
-        return Theta((k.sum(1)/open_k.sum(1)).mean(), per_site(x), per_site(a[:, None]), per_site(S))
+        return Theta(mean(k.sum(1)/open_k.sum(1)), per_site(x), per_site(a[:, None]), per_site(S))
 
     def total(self, losses: Theta) -> Tensor:
         "The weighted sum that training minimises, section A.3."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAVES', 'SHELL_WIDTH', 'SHELL_MAX', 'f_pos', 'f_target', 'f_fourier', 'nearest_image', 'shells', 'Layout', 'layout',
-           'blocks', 'Assemble', 'mlp', 'rows', 'silu', 'norm', 'Layer', 'Net']
+           'blocks', 'Indices', 'indices', 'Assemble', 'mlp', 'rows', 'silu', 'meet', 'collect', 'norm', 'Layer', 'Net']
 
 # %% ../nbs/07_net.ipynb #6dbd2817
 import math
@@ -37,7 +37,7 @@ def f_target(
     "Encoding of properties, section 3.1."
     known = y.isfinite()[..., None]
     v = torch.where(known, y[..., None], 0)
-    angle = v*torch.arange(1, WAVES + 1).to(y)*(math.pi/8)
+    angle = v*torch.arange(1, WAVES + 1, device=y.device, dtype=y.dtype)*(math.pi/8)
     return (torch.cat([known.to(y), v, angle.sin(), angle.cos()], -1)*known).flatten(1)
 
 # %% ../nbs/07_net.ipynb #5969db2f
@@ -133,7 +133,46 @@ def blocks(
     axes: int,  # 1 for sites, 2 for messages
 ) -> list:      # of (crystals, n, H) or (crystals, n, n, H), views of v
     "The dense block of each size."
-    return [part.view(B, *[n]*axes, -1) for part, (B, n) in zip(v.split([B*n**axes for B, n in sizes]), sizes)]
+    return [part.view(B, *[n]*axes, v.shape[1]) for part, (B, n) in zip(v.split([B*n**axes for B, n in sizes]), sizes)]
+
+# %% ../nbs/07_net.ipynb #07f00002
+@dataclass(frozen=True)
+class Indices:
+    "Where the N sites and M messages of a batch stand, by receiver and sender; -1: none."
+    site: Tensor     # (N,) as in Layout: sites stay where they are
+    crystal: Tensor  # (N,)
+    i: Tensor        # (P+N,) the pairs of sites i < j, then each site with itself
+    j: Tensor        # (P+N,)
+    to: Tensor       # (M,) receiver of each message
+    by: Tensor       # (M,) its sender
+    pair: Tensor     # (M,) and their pair
+    first: Tensor    # (N,) first message to each site
+    n: Tensor        # (N,) messages to each site, and from it
+    place: Tensor    # (N,) of the site in its crystal
+    one: Tensor      # (P+N,) the message from j to i
+    two: Tensor      # (P+N,) the message from i to j, if that is another
+
+def indices(
+    b: Tensor,  # (N,) crystal of each site, ascending
+    B: int,     # number of crystals
+    room=None,  # (M, P) that is enough for all messages and pairs; then the last crystal is padding. None: as many as there are
+) -> Indices:
+    "Number the messages of a batch."
+    site = torch.arange(len(b), device=b.device)
+    size = segment_sum(torch.ones_like(b), b, B)
+    n = size[b] if room is None else torch.where(b < B - 1, size[b], 0)
+    place = site - (size.cumsum(0) - size)[b]
+    first, behind = n.cumsum(0) - n, (n - 1 - place).clamp(min=0)  # sites behind it, with which it makes pairs
+    M, P = (int(n.sum()), int(behind.sum())) if room is None else room
+    to, other = local(n, M)
+    i, step = local(behind, P)
+    beyond, gap, to, i = to == len(b), i == len(b), to.clamp(max=len(b) - 1), i.clamp(max=len(b) - 1)
+    by, j = torch.where(beyond, to, to - place[to] + other), torch.where(gap, i, i + 1 + step)
+    low, high = torch.minimum(to, by), torch.maximum(to, by)
+    pair = torch.where(low == high, P + low, (behind.cumsum(0) - behind)[low] + high - low - 1)
+    one = torch.cat([torch.where(gap, -1, first[i] + place[j]), torch.where(n > 0, first + place, -1)])
+    two = torch.cat([torch.where(gap, -1, first[j] + place[i]), torch.full_like(site, -1)])
+    return Indices(site, b, torch.cat([i, site]), torch.cat([j, site]), torch.where(beyond, -1, to), by, pair, first, n, place, one, two)
 
 # %% ../nbs/07_net.ipynb #a7d15c08
 class Assemble(torch.autograd.Function):
@@ -165,6 +204,18 @@ def rows(v: Tensor, i: Tensor) -> Tensor:
 
 def silu(v: Tensor) -> Tensor: return F.silu(v, inplace=not torch.is_grad_enabled())
 
+def meet(receiver, sender, even, odd, at):  # (N,H), (N,H), (P+N,H), (P,H), Layout or Indices
+    "silu(receiver + sender + even +- odd) for every message, (M,H)."
+    if isinstance(at, Layout): return silu(Assemble.apply(receiver, sender, even, odd, at))
+    from symmbfn.fused import Meet
+    return Meet.apply(receiver, sender, even, odd, at)
+
+def collect(z, at):  # (M,H), Layout or Indices
+    "Sum of silu(z) over the messages to each site, (N,H)."
+    if isinstance(at, Layout): return torch.cat([v.sum(2).flatten(0, 1) for v in blocks(silu(z), at.sizes, 2)])
+    from symmbfn.fused import Collect
+    return Collect.apply(z, at)
+
 def norm(h: Tensor) -> Tensor: return F.layer_norm(h, h.shape[1:])
 
 class Layer(nn.Module):
@@ -185,15 +236,14 @@ class Layer(nn.Module):
         lattice,    # (B,embed) embedded lattice
         crystal,    # (B,embed) embedded time and space group, for an adaptive layer
         odd, even,  # (P,C), (P+N,C) features of the pairs
-        at,         # Layout
+        at,         # Layout or Indices
     ):
         u = h
         if self.adapt:
             scale, shift = rows(self.adapt(crystal), at.crystal).chunk(2, -1)
             u = norm(h)*(1 + scale) + shift
-        z = Assemble.apply(self.receiver(u) + rows(self.lattice(lattice), at.crystal), self.sender(u), self.even(even), self.odd(odd), at)
-        y = silu(self.message(silu(z)))
-        m = torch.cat([v.sum(2).flatten(0, 1) for v in blocks(y, at.sizes, 2)])
+        y = meet(self.receiver(u) + rows(self.lattice(lattice), at.crystal), self.sender(u), self.even(even), self.odd(odd), at)
+        m = collect(self.message(y), at)
         return h + self.update(torch.cat([u, norm(m) if self.adapt else m], -1))
 
 # %% ../nbs/07_net.ipynb #5918b936
@@ -202,6 +252,7 @@ class Net(nn.Module):
     def __init__(self, hidden=512, embed=128, layers=6, freqs=128, shells=0, adaptive=False, sized=False, properties=0):
         super().__init__()
         self.embed, self.freqs, self.shells = embed, freqs, shells
+        self.room = None  # for messages and pairs of a batch, if the last crystal of every batch is padding
         self.f_atom, self.f_coord, self.f_sym = nn.Linear(K, embed), nn.Linear(3 + 6*freqs, embed), nn.Linear(AXES*OPS, embed)
         self.f_k, self.f_sg = nn.Linear(6, embed), nn.Embedding(GROUPS, embed)
         self.f_y = nn.Linear(properties*(2 + 2*WAVES), embed) if properties else None
@@ -222,7 +273,7 @@ class Net(nn.Module):
         atoms=None,    # (B,) logarithm of the number of atoms, for a net that is sized
         y=None,        # (B,properties) standardised properties, NaN where unknown
     ) -> Theta:        # scores of k and x, logits of a and S
-        at = layout(b, len(G))
+        at = indices(b, len(G), self.room) if b.is_cuda or self.room else layout(b, len(G))
         crystal = torch.cat([f_pos(t, self.embed), self.f_sg(G - 1), *([] if atoms is None else [atoms[:, None]]), *([self.f_y(f_target(y))] if self.f_y else [])], -1)
         x = torch.cat([theta.x, *f_fourier(theta.x, self.freqs)], -1)
         h = self.psi_0(torch.cat([self.f_atom(theta.a), self.f_coord(x), self.f_sym(theta.S.flatten(1)), rows(crystal, b)], -1))
