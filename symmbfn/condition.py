@@ -63,6 +63,8 @@ class Clamps(Batch):
         site = (n.cumsum(0) - n)[index][c] + p
         return Clamps(self.G[index], c, self.elements[site], self.positions[site], self.k[index], self.x[site])
 
+@torch.autocast('cuda', enabled=False)
+@torch.autocast('cpu', enabled=False)
 def on_positions(
     S: Tensor,        # (N,15,13) probabilities
     G: Tensor,        # (N,) space group of each site

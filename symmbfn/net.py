@@ -207,14 +207,20 @@ def silu(v: Tensor) -> Tensor: return F.silu(v, inplace=not torch.is_grad_enable
 def meet(receiver, sender, even, odd, at):  # (N,H), (N,H), (P+N,H), (P,H), Layout or Indices
     "silu(receiver + sender + even +- odd) for every message, (M,H)."
     if isinstance(at, Layout): return silu(Assemble.apply(receiver, sender, even, odd, at))
-    from symmbfn.fused import Meet
-    return Meet.apply(receiver, sender, even, odd, at)
+    if receiver.is_cuda:
+        from symmbfn.fused import Meet
+        return Meet.apply(receiver, sender, even, odd, at)
+    real, to = at.to >= 0, at.to.clamp(min=0)
+    odd = torch.cat([odd, torch.zeros_like(even[len(odd):])])  # a site with itself
+    return F.silu(receiver[to] + sender[at.by] + even[at.pair] + (at.by - to).sign()[:, None]*odd[at.pair])*real[:, None]
 
 def collect(z, at):  # (M,H), Layout or Indices
     "Sum of silu(z) over the messages to each site, (N,H)."
     if isinstance(at, Layout): return torch.cat([v.sum(2).flatten(0, 1) for v in blocks(silu(z), at.sizes, 2)])
-    from symmbfn.fused import Collect
-    return Collect.apply(z, at)
+    if z.is_cuda:
+        from symmbfn.fused import Collect
+        return Collect.apply(z, at)
+    return segment_sum(F.silu(z)*(at.to >= 0)[:, None], at.to.clamp(min=0), len(at.n))
 
 def norm(h: Tensor) -> Tensor: return F.layer_norm(h, h.shape[1:])
 

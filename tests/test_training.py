@@ -1,4 +1,5 @@
 "Training that can be left alone: killed at any moment it goes on to the same weights, and two processes do what one does."
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -7,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from symmbfn import load_data
-from symmbfn.core import load_tensors
-from symmbfn.data import save_dataset
-from symmbfn.train import main
+from symmbfn.core import Theta, load_tensors
+from symmbfn.data import load_dataset, save_dataset
+from symmbfn.model import BASE, Model
+from symmbfn.train import Objective, Recorded, average, deal, epoch_generator, main, make_optimizers, moments, pad, update
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL = ["--hidden", "64", "--embed", "16", "--layers", "2", "--freqs", "8", "--precision", "float32"]
@@ -94,3 +98,44 @@ def test_several_processes_have_the_loss_curve_of_one(folder, world, size):
         for name in a: assert a[name] == b[name] == "" or float(a[name]) == pytest.approx(float(b[name]), rel=1e-4), (name, a, b)
     a, b = (load_tensors(folder/run/"model.safetensors")[0] for run in (alone, together))
     for name in a: assert (a[name] - b[name]).norm() <= 1e-3*a[name].norm(), name
+
+
+class StandIn:
+    "For a CUDA graph where there is no GPU: it does the step again."
+    def register_generator_state(self, generator): pass
+    def replay(self): self.step()
+    def wait_stream(self, stream): pass
+
+
+def test_recorded_epochs_are_those_of_single_batches(folder, monkeypatch):
+    "What a GPU plays back, padded batches and all, against steps on the same crystals without padding; and making a recording leaves no trace."
+    for name in ("CUDAGraph", "Stream", "current_stream"): monkeypatch.setattr(torch.cuda, name, StandIn)
+    for name in ("graph", "stream"): monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    data = load_dataset(folder/"train.safetensors")[0].crystals.to(torch.float32)
+
+    def new_run():
+        torch.manual_seed(0)
+        model, ema = (Model(**BASE | dict(hidden=32, embed=8, layers=1, freqs=2)).standardise(data) for _ in range(2))
+        return SimpleNamespace(model=model, ema=ema, optimizers=make_optimizers(model, 1e-3, "muon"), config=dict(size=16, clip=1., decay=.9, seed=3), step=0)
+
+    run, plain = new_run(), new_run()
+    recorded = Recorded(run, Objective(run.model, "float32"), data, None)
+    recorded.graph.step = recorded.step
+    assert all(p.equal(q) for p, q in zip(run.model.parameters(), plain.model.parameters())) and not any(v.any() for o in run.optimizers for s in o.state.values() for v in s.values())
+    losses = recorded(1)
+
+    generator, objective, sums = epoch_generator(3, 1), Objective(plain.model, "float32"), 0
+    for take in deal(data.n, 16, generator):
+        c, which, weight = pad(data, data.n, take, recorded.sites)
+        t, noise = moments(c, generator)
+        real, there = c.b < len(take), weight > 0
+        total, own = objective(data[take[take >= 0]], t[there], Theta(noise.k[there], noise.x[real], noise.a[real], noise.S[real]), None)
+        plain.model.zero_grad()
+        update(plain, total)
+        plain.step += 1
+        average(plain.ema, plain.model, plain.step, .9)
+        sums = sums + int(there.sum())*own
+    for which in ("model", "ema"):
+        there, here, before = (torch.cat([p.detach().flatten() for p in getattr(r, which).parameters()]) for r in (run, plain, new_run()))
+        assert (there - here).norm() < .02*(there - before).norm()  # Muon rounds to bfloat16
+    assert run.step == 3 and torch.allclose(torch.tensor([losses[f] for f in "kxaS"]), sums/len(data), rtol=1e-4)
