@@ -286,7 +286,8 @@ class Net(nn.Module):
         odd, even = self.pair_features(theta.x, G, b, var, L, at, h.dtype)
         lattice, crystal, h = self.f_k(theta.k), self.psi_c and F.silu(self.psi_c(crystal)), rows(h, at.site)
         for layer in self.layers: h = layer(h, lattice, crystal, odd, even, at)
-        h = torch.empty_like(h).index_copy(0, at.site, norm(h) if self.psi_c else h)
+        if self.psi_c: h = norm(h)
+        h = torch.empty_like(h).index_copy(0, at.site, h)
         e = Theta(self.psi_k(segment_mean(h, b, len(G))), self.psi_x(h), self.psi_a(h), self.psi_S(h).unflatten(-1, (AXES, OPS)))
         return e.to(theta.x.dtype)
 
