@@ -53,9 +53,9 @@ def _draw(model, clamps, y, w, which, seed, steps, method, temperature, apart, m
         net = clamped(model if y is None else guided(model, y.to(device), w), c)
         with autocast(precision, device): theta = sample(net, c.G, c.b, model.settings, Noise(seed, which.to(device), c.b), method=method, temperature=temperature, **start)
         return reconstruct(obey(theta.to('cpu').to(torch.float64), clamps), clamps.G, clamps.b, clamps.positions, apart)[0]
-    made = pass_(clamps, y, which, seed, steps=steps)
+    made, bad = pass_(clamps, y, which, seed, steps=steps), torch.arange(len(which))
     for again in range(1, mend + 1):
-        bad = flawed(made).nonzero()[:, 0]
+        bad = bad[flawed(made[bad])]
         if not len(bad): break
         new = pass_(clamps[bad], None if y is None else y[bad], which[bad], seed + 7919*again, steps=max(1, steps//2), start=made[bad].to(device).to(torch.float32), begin=HALF)
         at = torch.arange(len(made)).index_copy(0, bad, len(made) + torch.arange(len(bad)))
