@@ -195,6 +195,7 @@ def check_parameters(
     new = {k for k in after if k not in before and not k.startswith('_') and k not in ('before', 'In', 'Out')}
     if unknown := sorted(new - types.keys()): raise ValueError(f"Unknown parameter {', '.join(unknown)}: choose among {', '.join(types)}.")
     for name, kind in types.items():
+        if kind is str and type(after[name]) is int: after[name] = str(after[name])  # papermill takes `-p steps 50` for a number
         value = after[name]
         right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
         if not right and not (kind is float and type(value) is int):

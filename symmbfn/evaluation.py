@@ -168,6 +168,7 @@ def fingerprint(
         try:
             s = to_structure(source)
             yield i, dict(reason='', structure=rounded(structure_fingerprint(s)), composition=rounded(composition_fingerprint(s.composition)))
+        except ImportError: raise
         except Exception as e: yield i, dict(reason=f"no fingerprint: {str(e).strip() or type(e).__name__}")  # matminer raises many kinds
 
 def relaxation(
@@ -202,12 +203,13 @@ def _start(parent):
     threading.Thread(target=watch, daemon=True).start()
 
 def _task(stage, path, items, options):
-    "Do some crystals of a stage, here, and write what is found. What no one foresaw becomes the reason of the crystal that met it."
+    "Do some crystals of a stage, here, and write what is found. What no one foresaw becomes the reason of the crystal that met it, but a library that is missing is nothing of the crystal's."
     work, name, _ = STAGES[stage]
     store, keys = Store(path), [k for k, _ in items]
     for k in keys: store.put(name + ' begun', k, {})
     try:
         for i, row in work([source for _, source in items], **options): store.put(name, keys[i], row)
+    except ImportError: raise
     except Exception as e:
         left = [item for item in items if item[0] not in store.keys(name)]
         if len(items) == 1: store.put(name, keys[0], dict(reason=f'{type(e).__name__}: {e}', relaxed=False))
@@ -399,8 +401,10 @@ class Report:
     def __str__(self): return as_text(self.summary)
 
     def __getitem__(self, name):
-        "A number of the summary."
-        return next(x['value'] for x in self.summary if x['name'] == name)
+        "A number of the summary. Raises KeyError if it has none of this name."
+        values = {x['name']: x['value'] for x in self.summary}
+        if name not in values: raise KeyError(f"{name} is not in this summary: choose among {', '.join(values)}")
+        return values[name]
 
     def write(self,
         folder,  # made if it isn't there
@@ -437,12 +441,13 @@ def evaluate(
     device='cpu',    # of the relaxations: cpu or cuda
     cache=None,      # file to keep results in; by default evaluate.sqlite in the cache folder
 ) -> Report:
-    """Measure crystals as the paper does, and more. Raises ValueError, FileNotFoundError or ConnectionError that says what to do.
+    """Measure crystals as the paper does, and more. Raises ValueError, FileNotFoundError or ConnectionError that says what to do, RuntimeError if worker processes cannot live.
 
     Worker processes are spawned: a script must call this under `if __name__ == '__main__':`."""
     from tqdm import tqdm
     names, sources = gather(structures)
     n = len(sources) if relaxations is None else min(relaxations, len(sources))
+    if device not in ('cpu', 'cuda') or device == 'cuda' and not torch.cuda.is_available(): raise ValueError(f"device is {device!r}: give 'cpu', or 'cuda' where torch finds a GPU.")
     if n and not isinstance(hull, Hull): hull = load_hull(hull)
     sets, store = _reference(train, val, test), Store(cache or cache_folder()/'evaluate.sqlite')
     took = Counter()  # seconds
@@ -494,7 +499,7 @@ def main(
     p = argparse.ArgumentParser('symmbfn evaluate', description="Measure crystals: validity, coverage, distances, novelty, stability. One row for each, and a summary.")
     p.add_argument('path', help="folder or zip of CIF files, CSV file with a column cif or file, extxyz file, or a data set of ours")
     p.add_argument('--out', default='report', help="folder for the report (default: report)")
-    for k, what in zip(SPLITS, ("novelty and the floor", "novelty", "coverage and distances")): p.add_argument(f'--{k}', help=f"crystals to compare with, for {what} (default: MP-20's)")
+    for k, what in zip(SPLITS, ("novelty and the floor", "novelty", "coverage and distances")): p.add_argument(f'--{k}', help=f"crystals to compare with, for {what} (default: MP-20's, if none of the three is given)")
     p.add_argument('--hull', help="CSV table of formulas and energies (default: mp_hull/entries.csv.gz of SYMMBFN_DATA)")
     p.add_argument('--relaxations', type=int, help="how many crystals to relax, from the first on; 0: no stability (default: all)")
     p.add_argument('--seconds', type=float, help="that one crystal took to generate, for the costs")
@@ -502,6 +507,6 @@ def main(
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help="of the relaxations: cpu or cuda")
     a = vars(p.parse_args(argv))
     try: report = evaluate(a.pop('path'), **a)
-    except (ValueError, OSError) as e: sys.exit(str(e))  # ConnectionError and FileNotFoundError are OSErrors
+    except (ValueError, OSError, RuntimeError) as e: sys.exit(str(e))  # ConnectionError and FileNotFoundError are OSErrors
     print(report)
     print(f"\n{a['out']}/structures.csv has a row for each crystal.")

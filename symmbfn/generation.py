@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .condition import Clamps, Place, Wish, clamped, guided, obey, plan
+from .condition import Place, Wish, clamped, guided, obey, plan
 from .core import GROUPS, K, Crystals, concat, load_tensors, save_tensors, to_dict
 from .data import Counts, Dataset, load_dataset, save_dataset
 from .figures import SYSTEMS, system
@@ -62,7 +62,7 @@ def _draw(model, clamps, y, w, which, seed, steps, method, temperature, apart, m
         made = concat([made, new])[at]
     return made
 
-def _short_of_memory(e): return isinstance(e, torch.cuda.OutOfMemoryError) or 'not enough memory' in str(e)
+def _short_of_memory(e): return isinstance(e, torch.cuda.OutOfMemoryError) or any(v in str(e) for v in ('not enough memory', "can't allocate memory"))
 
 def draw_crystals(
     model,            # a trained Model
@@ -277,9 +277,13 @@ def _folder(out, request):
         if not file.exists() or json.loads(file.read_text()) != request: raise ValueError(f"{out} is there already, and not of this request: give another folder, or the same request.")
         done = out/'crystals.safetensors'
         return out, [load_dataset(done)[0].crystals] if done.exists() else []
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(request))
     return out, []
+
+def _keep(folder, request, done):
+    "Write the crystals that are there so far."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'request.json').write_text(json.dumps(request))
+    save_dataset(folder/'crystals.safetensors', Dataset(concat(done), [str(i) for i in range(sum(map(len, done)))]))
 
 def generate(
     n,                    # crystals
@@ -313,7 +317,7 @@ def generate(
     bar = tqdm(total=n, initial=sum(map(len, done)), unit='crystal', disable=not progress)
     def report(batch):
         done.append(batch); bar.update(len(batch))
-        if out: save_dataset(out/'crystals.safetensors', Dataset(concat(done), [str(i) for i in range(sum(map(len, done)))]))
+        if out: _keep(out, note, done)
     have = sum(map(len, done))
     if have < n: draw_crystals(net, trained.counts, n, steps, size, seed, report, precision, method, temperature, clamps=clamps, y=y, w=guidance, first=have)
     bar.close()

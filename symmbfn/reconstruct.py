@@ -132,7 +132,7 @@ def reconstruct(
     build = lambda w: Crystals(G, k, b, project(theta.x, w)[0], a, t.S[w])
     sites = torch.arange(len(b), device=b.device)  # of crystals that may have clashes
     for _ in range(TRIES if apart else 0):
-        names, own = torch.unique(b[sites], return_inverse=True)
+        names = torch.unique(b[sites])
         i, j = (sites[v] for v in clashes(build(w)[names], w[sites], apart))
         if not len(i): break
         here = w[sites] - first[sites]

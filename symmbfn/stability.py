@@ -60,7 +60,7 @@ def load_hull(
     """A hull from a CSV file with columns `formula` and `formation_energy_per_atom`, in eV/atom, with `element_references.csv` beside it; or
     `formula` and `energy_per_atom`, elements included. Raises FileNotFoundError or ValueError that says what to do."""
     if path is None:
-        if not (data := os.environ.get('SYMMBFN_DATA')): raise FileNotFoundError("There is no hull: set SYMMBFN_DATA to a folder with mp_hull/entries.csv.gz, or give a table of entries.")
+        if not (data := os.environ.get('SYMMBFN_DATA')): raise FileNotFoundError("There is no hull: set SYMMBFN_DATA to a folder with mp_hull/entries.csv.gz, or give a table of entries; evaluate leaves stability out with relaxations=0.")
         path = Path(data)/'mp_hull'/'entries.csv.gz'
     path = Path(path)
     rows, columns = _table(path)
