@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .condition import Place, Wish, clamped, guided, obey, plan
 from .core import GROUPS, K, Crystals, concat, load_tensors, save_tensors, to_dict
-from .data import Counts, Dataset, load_dataset, save_dataset
+from .data import Counts, Dataset, conditional, load_dataset, save_dataset
 from .figures import SYSTEMS, system
 from .lattice import constrain, lattice_to_k
 from .metrics import CLOSE, columns, found_group, score, shortest_distance
@@ -309,7 +309,8 @@ def generate(
     trained = model if isinstance(model, tuple) else load(model)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
     net, y = trained.model.to(device), _targets(trained.model, condition, n)
-    clamps = plan(asked, trained.counts, n, seed)
+    counts = trained.counts if y is None else conditional(trained.counts, y[0])
+    clamps = plan(asked, counts, n, seed)
     size = (1024 if torch.device(device).type == 'cuda' else 256) if batch_size == 'auto' else batch_size
     note = dict(n=n, condition=condition, guidance=guidance, steps=steps, method=method, temperature=temperature, seed=seed, precision=precision, weights=digest(net.state_dict()), request={k: str(v) for k, v in request.items()})
     out, done = _folder(out, note) if out is not None else (None, [])
@@ -319,7 +320,7 @@ def generate(
         done.append(batch); bar.update(len(batch))
         if out: _keep(out, note, done)
     have = sum(map(len, done))
-    if have < n: draw_crystals(net, trained.counts, n, steps, size, seed, report, precision, method, temperature, clamps=clamps, y=y, w=guidance, first=have)
+    if have < n: draw_crystals(net, counts, n, steps, size, seed, report, precision, method, temperature, clamps=clamps, y=y, w=guidance, first=have)
     bar.close()
     crystals = concat(done)
     more = [dict(seed=seed, **{f'asked_{k}': v for k, v in (condition or {}).items()})]*n

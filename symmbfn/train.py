@@ -293,7 +293,7 @@ def _begin(folder, data, val, y, config, settings, device):
     optimizers = make_optimizers(model, config['lr'], config['optimizer'])
     marks = dict(data=_fingerprint(*vars(data).values(), *([] if y is None else [y])), val=_fingerprint(*vars(val).values()))
     config = config | dict(crystals=len(data), **marks, settings=model.settings)
-    run = Run(folder, config, count(data), model, ema, optimizers, [_scheduler(o, config['schedule'], config['epochs']) for o in optimizers])
+    run = Run(folder, config, count(data, y), model, ema, optimizers, [_scheduler(o, config['schedule'], config['epochs']) for o in optimizers])
     file, found = folder/'checkpoint.safetensors', None
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         if file.exists(): found = load_tensors(file)

@@ -10,6 +10,7 @@ import torch
 
 import symmbfn
 from symmbfn.core import load_tensors
+from symmbfn.data import conditional
 
 root = Path(__file__).parent.parent
 weights = root/"symmbfn"/"weights.safetensors"
@@ -52,6 +53,12 @@ def test_weights_are_small_and_say_what_they_are():
     assert meta["curve"][-1]["epoch"] >= meta["training"]["epoch"] and 0 < meta["metrics"]["ways"]["ours"]["shares"]["valid"] <= 1
     model, counts, _ = symmbfn.load()
     assert not model.training and counts.sizes.shape[0] == 231 and counts.sizes.sum() == meta["data"]["crystals"]["train"]
+    assert counts.rows.shape == (meta["data"]["crystals"]["train"], 2 + len(model.settings["properties"]))
+    G, n = counts.rows[:, :2].long().T
+    assert torch.zeros_like(counts.sizes).index_put_((G, n), torch.ones(len(G), dtype=torch.float64), accumulate=True).equal(counts.sizes)
+    asked = conditional(counts, torch.tensor([-4.0, torch.nan])).sizes
+    size = lambda s: float((s.sum(0)*torch.arange(s.shape[1])).sum()/s.sum())
+    assert size(asked) > size(counts.sizes) + 1, "crystals of -4 eV/atom have more sites than most"
 
 
 @pytest.mark.parametrize("change, words", [(lambda raw: raw[:-10], "damaged"), (lambda raw: raw[:10**6] + bytes([raw[10**6] ^ 1]) + raw[10**6 + 1:], "damaged"), (lambda raw: b"nothing", "not a safetensors file")])
