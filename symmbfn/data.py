@@ -83,16 +83,18 @@ def positions(
     score[site, p] = 1000*(t.S[w] == c.S[site]).sum(1) - nearest(c.x[site], w)[2]
     return first + score.argmax(1)
 
+def _sizes(G, n, width):
+    "(231,width) float64: how often each pair of a space group and a number of sites occurs."
+    return torch.bincount(G*width + n, minlength=(GROUPS + 1)*width).reshape(GROUPS + 1, width).double()
+
 def count(
     c: Crystals,
     y=None,  # (B,P) properties, NaN where unknown
 ) -> Counts:
     "The data's distributions of space groups, numbers of sites, and positions."
     n = c.n
-    width = int(n.max()) + 1
-    sizes = torch.bincount(c.G*width + n, minlength=(GROUPS + 1)*width).reshape(GROUPS + 1, width)
-    rows = Counts._field_defaults['rows'] if y is None else torch.cat([c.G[:, None], n[:, None], y], 1).float()
-    return Counts(sizes.double(), torch.bincount(positions(c), minlength=len(table().mult)).double(), rows)
+    rows = Counts._field_defaults['rows'] if y is None else torch.cat([c.G[:, None], n[:, None], y.to(n.device)], 1).float()
+    return Counts(_sizes(c.G, n, int(n.max()) + 1), torch.bincount(positions(c), minlength=len(table().mult)).double(), rows)
 
 # %% ../nbs/06_data.ipynb #dd18a739
 def draw_groups(
@@ -128,5 +130,4 @@ def conditional(
     values = rows[:, 2:][:, asked]
     distance = ((values - y[asked])/values.std(0, correction=0).clamp(min=1e-12)).norm(dim=1)
     G, n = rows[distance <= distance.kthvalue(min(NEAREST, len(rows))).values, :2].long().T
-    near = torch.zeros_like(counts.sizes).index_put_((G, n), counts.sizes.new_ones(()), accumulate=True)
-    return counts._replace(sizes=near + counts.sizes/counts.sizes.sum())
+    return counts._replace(sizes=_sizes(G, n, counts.sizes.shape[1]) + counts.sizes/counts.sizes.sum())
