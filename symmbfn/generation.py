@@ -24,7 +24,7 @@ from .figures import SYSTEMS, system
 from .lattice import constrain, lattice_to_k
 from .metrics import CLOSE, columns, found_group, score, shortest_distance
 from .model import digest, load
-from .reconstruct import certain, clashes, reconstruct
+from .reconstruct import clashes, placed, reconstruct
 from .sample import Noise, sample
 from .structures import decode, encode, to_cif
 from .train import autocast, resolve
@@ -38,7 +38,7 @@ def flawed(
     c: Crystals,
 ) -> Tensor:  # (B,) bool
     "Which crystals have atoms nearer than CLOSE, or not the space group that was asked for."
-    w = reconstruct(certain(c), c.G, c.b)[1]
+    w = placed(c)[1]
     bad = torch.zeros(len(c), dtype=torch.bool)
     bad[c.b[clashes(c, w, CLOSE)[0]]] = True
     sound = (~bad).nonzero()[:, 0]
@@ -101,7 +101,7 @@ def describe(
     crystals: Crystals,
 ) -> list:  # of dict, one per crystal
     "The table of a set of crystals."
-    w, rows = letters(reconstruct(certain(crystals), crystals.G, crystals.b)[1]), []
+    w, rows = letters(placed(crystals)[1]), []
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'No Pauling electronegativity')  # formulas of noble gases
         for i, (s, G, n) in enumerate(zip(decode(crystals, primitive=True), crystals.G.tolist(), crystals.n.tolist())):
@@ -198,7 +198,7 @@ def to_places(
     "The Wyckoff skeleton of a crystal."
     if unknown := set(keep) - set(KEEP): raise ValueError(f"keep is {sorted(unknown)}: choose among {', '.join(KEEP)}.")
     c = encode(template)
-    w = reconstruct(certain(c), c.G, c.b)[1] - table().first[c.G[c.b]]
+    w = placed(c)[1] - table().first[c.G[c.b]]
     places = tuple(Place(Z if 'elements' in keep else 0, letter, 0, tuple(x) if 'coordinates' in keep else ()) for Z, letter, x in zip(c.a.tolist(), w.tolist(), c.x.tolist()))
     return int(c.G[0]), places, tuple(c.k[0].tolist()) if 'lattice' in keep else ()
 

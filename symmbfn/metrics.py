@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .core import K, Crystals, segment_sum
 from .lattice import volume
-from .reconstruct import certain, clashes, primitive_basis, reconstruct
+from .reconstruct import clashes, placed, primitive_basis
 from .wyckoff import table
 
 # %% ../nbs/16_metrics.ipynb #16m00005
@@ -76,7 +76,7 @@ def columns(
 ) -> dict:  # G (B,), sites (B,), elements (B,), atoms (B,) of the primitive cell, density (B,) in g/cm3, Z (N,)
     "Numbers of each crystal, for `symmbfn.figures.distributions`."
     from pymatgen.core import Element
-    w = reconstruct(certain(c), c.G, c.b)[1]
+    w = placed(c)[1]
     mult = table().mult[w]
     mass = torch.tensor([0., *(float(Element.from_Z(z).atomic_mass) for z in range(1, K + 1))], dtype=torch.float64)
     atoms = segment_sum(mult, c.b, len(c))*torch.linalg.det(primitive_basis())[c.G]
@@ -91,7 +91,7 @@ def valid(
     c: Crystals,
 ) -> Tensor:  # (B,) bool
     "Which crystals keep all atoms CLOSE apart or more, periodic images included."
-    w = reconstruct(certain(c), c.G, c.b)[1]
+    w = placed(c)[1]
     return torch.ones(len(c), dtype=torch.bool).index_fill(0, c.b[clashes(c, w, CLOSE)[0]], False)
 
 # %% ../nbs/16_metrics.ipynb #19c0de02

@@ -14,7 +14,7 @@ import torch
 
 from .core import K, Crystals, check, local
 from .lattice import constrain, lattice_to_k
-from .reconstruct import Cells, certain, primitive as to_primitive, reconstruct, unit_cells
+from .reconstruct import Cells, placed, primitive as to_primitive, unit_cells
 from .wyckoff import letters, operations, representative, table
 
 # %% ../nbs/14_structures.ipynb #aef4e4e6
@@ -109,7 +109,7 @@ def decode(
 ) -> list:            # of pymatgen Structure
     "Crystals as pymatgen structures with exactly the symmetry of their space groups, or more."
     c = check(crystals).to('cpu').to(torch.float64)
-    cells = unit_cells(*reconstruct(certain(c), c.G, c.b))
+    cells = unit_cells(*placed(c))
     return to_structures(to_primitive(cells) if primitive else cells)
 
 # %% ../nbs/14_structures.ipynb #c71c348f
@@ -130,7 +130,7 @@ def to_cif(
     from pymatgen.core import Element
     from pymatgen.symmetry.groups import sg_symbol_from_int_number
     c = check(crystals).to('cpu').to(torch.float64)
-    c, w = reconstruct(certain(c), c.G, c.b)
+    c, w = placed(c)
     cells, t, label, texts = to_structures(unit_cells(c, w)), table(), letters(w), []
     if names is not None and len(names) != len(c): raise ValueError(f"There are {len(names)} names for {len(c)} crystals: give one for each.")
     for i, (s, sites) in enumerate(zip(cells, torch.arange(len(c.b)).split(c.n.tolist()))):

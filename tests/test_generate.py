@@ -11,7 +11,7 @@ import torch
 import symmbfn
 from symmbfn.data import positions
 from symmbfn.generation import draw_crystals
-from symmbfn.reconstruct import certain, reconstruct, unit_cells
+from symmbfn.reconstruct import placed, unit_cells
 from symmbfn.wyckoff import operations
 
 
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_crystals_whatever_the_batch(trained):
 def test_generated_crystals_have_the_operations_of_the_group_asked_for(trained):
     "Every operation of G maps atoms onto atoms of the same element: the group is G or a supergroup, in all of them."
     crystals = draw_crystals(trained.model, trained.counts, 40, seed=5)
-    cells = unit_cells(*reconstruct(certain(crystals), crystals.G, crystals.b))
+    cells = unit_cells(*placed(crystals))
     for i, G in enumerate(crystals.G.tolist()):
         frac, Z, W = cells.frac[cells.b == i], cells.Z[cells.b == i], operations(G)
         images = torch.einsum("oij,aj->oai", W[:, :, :3], frac) + W[:, None, :, 3]
@@ -72,4 +72,4 @@ def test_positions_of_known_crystals_are_those_the_decoder_gives_them(name):
     "The counts that compositions are planned with, against the decoder's joint choice; data sets are exactly symmetric."
     if name == "mp20" and "SYMMBFN_DATA" not in os.environ: pytest.skip("SYMMBFN_DATA is not set: without MP-20")
     crystals = symmbfn.load_data(name)["val"].crystals
-    assert positions(crystals).equal(reconstruct(certain(crystals), crystals.G, crystals.b)[1])
+    assert positions(crystals).equal(placed(crystals)[1])
