@@ -11,6 +11,7 @@ __all__ = ['MEND', 'HALF', 'TEMPERATURE', 'KEEP', 'flawed', 'draw_crystals', 'de
 import csv, inspect, json, math, time, warnings
 from argparse import ArgumentParser
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -263,7 +264,7 @@ def _targets(model, condition, n):
     names, y = model.settings['properties'], torch.full((n, len(model.settings['properties'])), torch.nan)
     for name, value in condition.items():
         if name not in names: raise ValueError(f"The model knows no property {name!r}: it knows {', '.join(names) or 'none'}.")
-        if not math.isfinite(value): raise ValueError(f"The target of {name} is {value}: give a finite number.")
+        if not isinstance(value, Real) or not math.isfinite(value): raise ValueError(f"The target of {name} is {value!r}: give a finite number.")
         i = names.index(name)
         m, s = model.y_mean[i].item(), model.y_std[i].item()
         if abs(value - m) > 3*s: warnings.warn(f"{name} = {value} is {abs(value - m)/s:.1f} standard deviations from the mean of the training data, where {m - 3*s:.2f} to {m + 3*s:.2f} are three: expect little.")
