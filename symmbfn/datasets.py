@@ -27,7 +27,7 @@ import torch
 
 from .core import K
 from .data import Dataset, load_dataset, save_dataset
-from .structures import assemble, read_cif, standardize
+from .structures import assemble_crystals, read_cif, standardize
 
 # %% ../nbs/15_datasets.ipynb #506e2594
 NONMETALS = 'H C N O F P S Cl As Se Br Sb Te I'.split()
@@ -250,10 +250,10 @@ def _records(rows, symprec, workers, title):
 def _assembled(records):
     "Crystals of the good records; all records, with a reason in place of those that don't assemble."
     def alone(record):
-        try: assemble([record[0]])
+        try: assemble_crystals([record[0]])
         except ValueError as e: return str(e).removeprefix('Crystal 0: ')
         return record
-    def together(records): return assemble(good) if (good := [r[0] for r in records if not isinstance(r, str)]) else None
+    def together(records): return assemble_crystals(good) if (good := [r[0] for r in records if not isinstance(r, str)]) else None
     try: return together(records), records
     except ValueError: records = [r if isinstance(r, str) else alone(r) for r in records]  # rare: then one by one
     return together(records), records
@@ -357,7 +357,7 @@ def _cached(path, key, build):
 def _build_prototypes(symprec):
     crystals = prototypes()
     density = torch.tensor([float(s.density) for s in crystals], dtype=torch.float64)
-    encoded = assemble([standardize(s, symprec) for s in crystals])
+    encoded = assemble_crystals([standardize(s, symprec) for s in crystals])
     return Dataset(encoded, [s.properties['name'] for s in crystals], dict(density=density))
 
 # %% ../nbs/15_datasets.ipynb #3f52678a

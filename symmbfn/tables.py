@@ -26,7 +26,7 @@ def site_symmetry(
 UNIT = 24  # the maps are stored in units of 1/24
 
 def build_table() -> tuple[dict, dict]:  # name -> tensor; the oriented site-symmetry symbols
-    "All Wyckoff positions of PyXtal's standard settings, by group and letter, as `symmbfn.wyckoff.Table` documents them."
+    "All Wyckoff positions of PyXtal's standard settings, by group and letter, as `symmbfn.wyckoff.WyckoffTable` documents them."
     from pyxtal.symmetry import Group
     positions = [wp for G in range(1, GROUPS + 1) for wp in reversed(list(Group(G)))]  # PyXtal lists the general position first
     maps = [np.array([op.affine_matrix[:3] for op in wp.ops])*UNIT for wp in positions]

@@ -16,7 +16,7 @@ from pymatgen.core import Composition, Lattice, Structure
 
 import symmbfn
 from symmbfn.datasets import mp20_file
-from symmbfn.evaluation import STAGES, Store, content, evaluate, read_samples, run
+from symmbfn.evaluation import STAGES, Store, content_key, evaluate, read_structures, run_stage
 from symmbfn.metrics import charge_balanced
 from symmbfn.stability import _table, forces, formation_energy, hull_energy, load_hull
 
@@ -43,10 +43,10 @@ class Strange(Structure):
 def test_a_crystal_that_kills_its_process_stops_no_other(tmp_path, prototypes):
     deadly, strange = (kind(Lattice.cubic(3), [element], [[0, 0, 0]]) for kind, element in ((Deadly, "Fe"), (Strange, "Co")))
     some = prototypes[:8] + [deadly, strange] + prototypes[8:20]
-    rows = run("fingerprint", {content(s): s for s in some}, Store(tmp_path/"store.sqlite"), workers=2)
+    rows = run_stage("fingerprint", {content_key(s): s for s in some}, Store(tmp_path/"store.sqlite"), workers=2)
     assert len(rows) == 22 and rows[8]["reason"] == "its process died" and "strange" in rows[9]["reason"]
     assert all(len(r["structure"]) == 61 and not r["reason"] for r in rows[:8] + rows[10:])
-    rows = run("measure", {content(s): s for s in some[9:]}, Store(tmp_path/"store.sqlite"), workers=1)
+    rows = run_stage("measure", {content_key(s): s for s in some[9:]}, Store(tmp_path/"store.sqlite"), workers=1)
     assert rows[0]["reason"] == "ZeroDivisionError: strange" and all(r["group"] for r in rows[1:])
 
 
@@ -102,7 +102,7 @@ def test_the_test_set_against_itself(tmp_path):
     for k in ("readable", "valid", "coverage_recall", "coverage_precision", "coverage_recall_pair", "coverage_precision_pair"): assert report[k] == 1, k
     for k in ("density", "elements", "groups"): assert report[f"distance_{k}_all"] == 0, k
     floor = {x["name"]: x["floor"] for x in report.summary}
-    assert floor["valid"] == 1 and floor["distance_density_all"] > 0 and [r["name"] for r in report.rows] == read_samples(paths["test"])[0]
+    assert floor["valid"] == 1 and floor["distance_density_all"] > 0 and [r["name"] for r in report.rows] == read_structures(paths["test"])[0]
 
 
 @needs_data

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import symmbfn
-from symmbfn.data import positions
-from symmbfn.generation import draw_crystals
-from symmbfn.reconstruct import placed, unit_cells
-from symmbfn.wyckoff import operations
+from symmbfn.data import wyckoff_positions
+from symmbfn.generation import sample_crystals
+from symmbfn.reconstruct import snap_to_wyckoff, unit_cells
+from symmbfn.wyckoff import symmetry_operations
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def trained(): return symmbfn.load()
 
 def test_the_same_seed_gives_the_same_crystals_whatever_the_batch(trained):
     "Batches of 1, 7 and 256: the same elements on the same positions, coordinates up to the rounding of float32, which steps of the sampler amplify."
-    whole = draw_crystals(trained.model, trained.counts, 24, size=256, seed=3, precision="float32")
+    whole = sample_crystals(trained.model, trained.prior, 24, batch_size=256, seed=3, precision="float32")
     for size in (1, 7):
-        other = draw_crystals(trained.model, trained.counts, 24, size=size, seed=3, precision="float32")
+        other = sample_crystals(trained.model, trained.prior, 24, batch_size=size, seed=3, precision="float32")
         for f in ("G", "b", "a", "S"): assert getattr(whole, f).equal(getattr(other, f)), f
         d = whole.x - other.x
         assert (d - d.round()).abs().max() < 1e-2 and (whole.k - other.k).abs().max() < 1e-3
@@ -31,10 +31,10 @@ def test_the_same_seed_gives_the_same_crystals_whatever_the_batch(trained):
 
 def test_generated_crystals_have_the_operations_of_the_group_asked_for(trained):
     "Every operation of G maps atoms onto atoms of the same element: the group is G or a supergroup, in all of them."
-    crystals = draw_crystals(trained.model, trained.counts, 40, seed=5)
-    cells = unit_cells(*placed(crystals))
+    crystals = sample_crystals(trained.model, trained.prior, 40, seed=5)
+    cells = unit_cells(*snap_to_wyckoff(crystals))
     for i, G in enumerate(crystals.G.tolist()):
-        frac, Z, W = cells.frac[cells.b == i], cells.Z[cells.b == i], operations(G)
+        frac, Z, W = cells.frac[cells.b == i], cells.Z[cells.b == i], symmetry_operations(G)
         images = torch.einsum("oij,aj->oai", W[:, :, :3], frac) + W[:, None, :, 3]
         d = images[:, :, None] - frac
         near = (d - d.round()).abs().amax(-1) < 1e-6
@@ -72,4 +72,4 @@ def test_positions_of_known_crystals_are_those_the_decoder_gives_them(name):
     "The counts that compositions are planned with, against the decoder's joint choice; data sets are exactly symmetric."
     if name == "mp20" and "SYMMBFN_DATA" not in os.environ: pytest.skip("SYMMBFN_DATA is not set: without MP-20")
     crystals = symmbfn.load_data(name)["val"].crystals
-    assert positions(crystals).equal(placed(crystals)[1])
+    assert wyckoff_positions(crystals).equal(snap_to_wyckoff(crystals)[1])

@@ -6,9 +6,9 @@ import spglib
 import torch
 from scipy.spatial import cKDTree
 
-from symmbfn.core import AXES, K, OPS, Theta, local
+from symmbfn.core import AXES, K, OPS, Channels, batch_index
 from symmbfn.reconstruct import primitive, reconstruct, unit_cells
-from symmbfn.wyckoff import operations
+from symmbfn.wyckoff import symmetry_operations
 
 PER_GROUP = 10
 
@@ -18,12 +18,12 @@ def cells():
     "Ten crystals for each of the 230 groups, from beliefs that mean nothing: 2,300 in one batch."
     g = torch.Generator().manual_seed(0)
     G = torch.arange(1, 231).repeat_interleave(PER_GROUP)
-    b, _ = local(torch.randint(1, 4, G.shape, generator=g))
+    b, _ = batch_index(torch.randint(1, 4, G.shape, generator=g))
     k = torch.randn(len(G), 6, generator=g, dtype=torch.float64)*0.1 + torch.tensor([0, 0, 0, 0, 0, 2.5])  # not masked: that is for the decoder to do
     x = torch.rand(len(b), 3, generator=g, dtype=torch.float64)
     a = torch.randn(len(b), K, generator=g, dtype=torch.float64).softmax(-1)
     S = (3*torch.randn(len(b), AXES, OPS, generator=g, dtype=torch.float64)).softmax(-1)
-    return unit_cells(*reconstruct(Theta(k, x, a, S), G, b))
+    return unit_cells(*reconstruct(Channels(k, x, a, S), G, b))
 
 
 def one(cells, c): return int(cells.G[c]), cells.L[c].numpy(), cells.frac[cells.b == c].numpy(), cells.Z[cells.b == c].numpy()
@@ -32,7 +32,7 @@ def one(cells, c): return int(cells.G[c]), cells.L[c].numpy(), cells.frac[cells.
 def test_every_operation_of_the_group_maps_the_crystal_onto_itself(cells):
     for c in range(len(cells.G)):
         G, L, frac, Z = one(cells, c)
-        W = operations(G).numpy()
+        W = symmetry_operations(G).numpy()
         R, metric = W[:, :, :3], L @ L.T
         assert np.abs(R.transpose(0, 2, 1) @ metric @ R - metric).max() < 1e-9*np.abs(metric).max()
         for z in np.unique(Z):
@@ -43,7 +43,7 @@ def test_every_operation_of_the_group_maps_the_crystal_onto_itself(cells):
 def contains(found, G):
     "Whether a set of operations (rotations, translations) contains all of G's."
     R, t = found
-    for W in operations(G).numpy():
+    for W in symmetry_operations(G).numpy():
         d = t[(R == W[:, :3].round()).all((1, 2))] - W[:, 3]
         if not (np.abs(d - d.round()) < 1e-3).all(1).any(): return False
     return True

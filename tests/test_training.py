@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from symmbfn import load_data
-from symmbfn.core import Theta, load_tensors
+from symmbfn.core import Channels, load_tensors
 from symmbfn.data import load_dataset, save_dataset
 from symmbfn.model import BASE, Model
-from symmbfn.train import Objective, Recorded, average, deal, epoch_generator, main, make_optimizers, moments, pad, update
+from symmbfn.train import Objective, RecordedEpoch, update_ema, stratified_batches, epoch_generator, main, make_optimizers, sample_time_and_noise, pad_batch, gradient_step
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL = ["--hidden", "64", "--embed", "16", "--layers", "2", "--freqs", "8", "--precision", "float32"]
@@ -119,21 +119,21 @@ def test_recorded_epochs_are_those_of_single_batches(folder, monkeypatch):
         return SimpleNamespace(model=model, ema=ema, optimizers=make_optimizers(model, 1e-3, "muon"), config=dict(size=16, clip=1., decay=.9, seed=3), step=0)
 
     run, plain = new_run(), new_run()
-    recorded = Recorded(run, Objective(run.model, "float32"), data, None)
+    recorded = RecordedEpoch(run, Objective(run.model, "float32"), data, None)
     recorded.graph.step = recorded.step
     assert all(p.equal(q) for p, q in zip(run.model.parameters(), plain.model.parameters())) and not any(v.any() for o in run.optimizers for s in o.state.values() for v in s.values())
     losses = recorded(1)
 
     generator, objective, sums = epoch_generator(3, 1), Objective(plain.model, "float32"), 0
-    for take in deal(data.n, 16, generator):
-        c, which, weight = pad(data, data.n, take, recorded.sites)
-        t, noise = moments(c, generator)
+    for take in stratified_batches(data.n, 16, generator):
+        c, which, weight = pad_batch(data, data.n, take, recorded.sites)
+        t, noise = sample_time_and_noise(c, generator)
         real, there = c.b < len(take), weight > 0
-        total, own = objective(data[take[take >= 0]], t[there], Theta(noise.k[there], noise.x[real], noise.a[real], noise.S[real]), None)
+        total, own = objective(data[take[take >= 0]], t[there], Channels(noise.k[there], noise.x[real], noise.a[real], noise.S[real]), None)
         plain.model.zero_grad()
-        update(plain, total)
+        gradient_step(plain, total)
         plain.step += 1
-        average(plain.ema, plain.model, plain.step, .9)
+        update_ema(plain.ema, plain.model, plain.step, .9)
         sums = sums + int(there.sum())*own
     for which in ("model", "ema"):
         there, here, before = (torch.cat([p.detach().flatten() for p in getattr(r, which).parameters()]) for r in (run, plain, new_run()))

@@ -10,7 +10,7 @@ import torch
 
 import symmbfn
 from symmbfn.core import load_tensors
-from symmbfn.data import conditional
+from symmbfn.data import condition_prior
 
 root = Path(__file__).parent.parent
 weights = root/"symmbfn"/"weights.safetensors"
@@ -51,14 +51,14 @@ def test_weights_are_small_and_say_what_they_are():
     meta = about["meta"]
     assert meta["data"]["crystals"] and all(len(digest) == 64 for digest in meta["data"]["content"].values())
     assert meta["curve"][-1]["epoch"] >= meta["training"]["epoch"] and 0 < meta["metrics"]["ways"]["ours"]["shares"]["valid"] <= 1
-    model, counts, _ = symmbfn.load()
-    assert not model.training and counts.sizes.shape[0] == 231 and counts.sizes.sum() == meta["data"]["crystals"]["train"]
-    assert counts.rows.shape == (meta["data"]["crystals"]["train"], 2 + len(model.settings["properties"]))
-    G, n = counts.rows[:, :2].long().T
-    assert torch.zeros_like(counts.sizes).index_put_((G, n), torch.ones(len(G), dtype=torch.float64), accumulate=True).equal(counts.sizes)
+    model, prior, _ = symmbfn.load()
+    assert not model.training and prior.sizes.shape[0] == 231 and prior.sizes.sum() == meta["data"]["crystals"]["train"]
+    assert prior.examples.shape == (meta["data"]["crystals"]["train"], 2 + len(model.settings["properties"]))
+    G, n = prior.examples[:, :2].long().T
+    assert torch.zeros_like(prior.sizes).index_put_((G, n), torch.ones(len(G), dtype=torch.float64), accumulate=True).equal(prior.sizes)
     for target in (-0.5, -2.8, -4.0):
-        near = sorted((r for r in counts.rows.tolist() if r[2] == r[2]), key=lambda r: abs(r[2] - target))[:300]
-        asked = conditional(counts, torch.tensor([target, torch.nan])).sizes
+        near = sorted((r for r in prior.examples.tolist() if r[2] == r[2]), key=lambda r: abs(r[2] - target))[:300]
+        asked = condition_prior(prior, torch.tensor([target, torch.nan])).sizes
         size = (asked.sum(0)*torch.arange(asked.shape[1])).sum()/asked.sum()
         assert abs(size - sum(r[1] for r in near)/300) < 0.1 and abs(asked[225].sum() - sum(r[0] == 225 for r in near)) < 3
 
