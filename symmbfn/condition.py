@@ -11,14 +11,14 @@ __all__ = ['MAX_POSITIONS', 'MOST_ATOMS', 'guided', 'Constraints', 'expected_ove
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from itertools import groupby, islice
 
 import torch
 from torch import Tensor
 
 from . import discrete
-from .core import AXES, GROUPS, K, OPS, Batch, Channels, batch_index
+from .core import AXES, GROUPS, OPS, Batch, Channels, K, batch_index
 from .data import EmpiricalPrior
 from .lattice import constrain
 from .model import minimum_image
@@ -26,215 +26,336 @@ from .wyckoff import symmetry_operations, wyckoff_table
 
 # %% ../nbs/11_condition.ipynb #11c00006
 def guided(
-    net,        # net(theta, t, G, b, y), a Model with properties
+    net,  # net(theta, t, G, b, y), a Model with properties
     y: Tensor,  # (B,P) what is asked for, in the properties' own units, NaN where any value will do
-    guidance=0.,       # strength of the guidance
-):              # net(theta, t, G, b)
+    guidance=0.0,  # strength of the guidance
+):  # net(theta, t, G, b)
     "A net that is asked for properties, section 3.1, with classifier-free guidance."
+
     def ask(theta, t, G, b):
         told = net(theta, t, G, b, y)
-        if guidance == 0: return told
+        if guidance == 0:
+            return told
         blank = net(theta, t, G, b)
-        further = lambda u, v: ((1 + guidance)*u.clamp(min=1e-30).log() - guidance*v.clamp(min=1e-30).log()).softmax(-1)
-        k = constrain(told.k + guidance*(told.k - blank.k), G)
-        return Channels(k, told.x + guidance*minimum_image(told.x - blank.x), further(told.a, blank.a), further(told.S, blank.S))
+        further = lambda u, v: (
+            (1 + guidance) * u.clamp(min=1e-30).log() - guidance * v.clamp(min=1e-30).log()
+        ).softmax(-1)
+        k = constrain(told.k + guidance * (told.k - blank.k), G)
+        return Channels(
+            k,
+            told.x + guidance * minimum_image(told.x - blank.x),
+            further(told.a, blank.a),
+            further(told.S, blank.S),
+        )
+
     return ask
 
 # %% ../nbs/11_condition.ipynb #11c00011
 MAX_POSITIONS = 27  # of a group, at most
 
+
 @dataclass(frozen=True)
 class Constraints(Batch):
     "What B crystals with N sites must be."
-    G: Tensor          # (B,) space groups
-    b: Tensor          # (N,) crystal of each site
-    elements: Tensor   # (N,K) bool, allowed
+
+    G: Tensor  # (B,) space groups
+    b: Tensor  # (N,) crystal of each site
+    elements: Tensor  # (N,K) bool, allowed
     positions: Tensor  # (N,27) bool, allowed Wyckoff positions of G, 'a' first; all: free
-    k: Tensor          # (B,6), NaN where free
-    x: Tensor          # (N,3), NaN where free
+    k: Tensor  # (B,6), NaN where free
+    x: Tensor  # (N,3), NaN where free
 
-    def __len__(self): return len(self.G)
+    def __len__(self):
+        return len(self.G)
 
-    def __getitem__(self,
+    def __getitem__(
+        self,
         index,  # (b,) int64 crystals
     ):
         "Some of the crystals."
         n = torch.bincount(self.b, minlength=len(self))
         c, p = batch_index(n[index])
         site = (n.cumsum(0) - n)[index][c] + p
-        return Constraints(self.G[index], c, self.elements[site], self.positions[site], self.k[index], self.x[site])
+        return Constraints(
+            self.G[index], c, self.elements[site], self.positions[site], self.k[index], self.x[site]
+        )
 
-@torch.autocast('cuda', enabled=False)
-@torch.autocast('cpu', enabled=False)
+
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
 def expected_over_positions(
-    S: Tensor,        # (N,15,13) probabilities
-    G: Tensor,        # (N,) space group of each site
+    S: Tensor,  # (N,15,13) probabilities
+    G: Tensor,  # (N,) space group of each site
     allowed: Tensor,  # (N,27) bool
-) -> Tensor:          # (N,15,13)
+) -> Tensor:  # (N,15,13)
     "Expected site symmetry over the allowed positions."
     t = wyckoff_table(S.device, S.dtype)
-    symmetry = t.S[(t.first[G][:, None] + torch.arange(MAX_POSITIONS, device=S.device)).clamp(max=len(t.S) - 1)]  # (N,27,15)
-    log = S.clamp(min=1e-30).log().transpose(1, 2).flatten(1).gather(1, (symmetry*AXES + torch.arange(AXES, device=S.device)).flatten(1)).unflatten(1, (MAX_POSITIONS, AXES)).sum(-1)
+    symmetry = t.S[
+        (t.first[G][:, None] + torch.arange(MAX_POSITIONS, device=S.device)).clamp(max=len(t.S) - 1)
+    ]  # (N,27,15)
+    log = (
+        S.clamp(min=1e-30)
+        .log()
+        .transpose(1, 2)
+        .flatten(1)
+        .gather(1, (symmetry * AXES + torch.arange(AXES, device=S.device)).flatten(1))
+        .unflatten(1, (MAX_POSITIONS, AXES))
+        .sum(-1)
+    )
     p = log.masked_fill(~allowed, -torch.inf).softmax(-1)
-    return torch.einsum('nw,nwlo->nlo', p, discrete.one_hot(symmetry, OPS, S.dtype))
+    return torch.einsum("nw,nwlo->nlo", p, discrete.one_hot(symmetry, OPS, S.dtype))
+
 
 def apply_constraints(
-    e: Channels,   # estimates
+    e: Channels,  # estimates
     c: Constraints,
 ) -> Channels:
     "Estimates corrected by what is known."
     some = (~c.positions).any(1).nonzero()[:, 0]
     a = e.a.clamp(min=1e-30).log().masked_fill(~c.elements, -torch.inf).softmax(-1)
-    S = e.S.index_copy(0, some, expected_over_positions(e.S[some], c.G[c.b][some], c.positions[some]))
-    return Channels(torch.where(c.k.isnan(), e.k, c.k.to(e.k)), torch.where(c.x.isnan(), e.x, c.x.to(e.x)), a, S)
+    S = e.S.index_copy(
+        0, some, expected_over_positions(e.S[some], c.G[c.b][some], c.positions[some])
+    )
+    return Channels(
+        torch.where(c.k.isnan(), e.k, c.k.to(e.k)), torch.where(c.x.isnan(), e.x, c.x.to(e.x)), a, S
+    )
+
 
 def constrained(
-    net,        # net(theta, t, G, b)
+    net,  # net(theta, t, G, b)
     c: Constraints,
-):              # the same, obeying
+):  # the same, obeying
     "A net whose estimates obey constraints."
     return lambda theta, t, G, b: apply_constraints(net(theta, t, G, b), c)
 
 # %% ../nbs/11_condition.ipynb #11c00013
-@lru_cache(maxsize=None)
+@cache
 def site_capacity(
     G: int,  # space group
-) -> dict:   # multiplicity -> how many sites can have it
+) -> dict:  # multiplicity -> how many sites can have it
     "The places of a group."
     t = wyckoff_table()
     places = Counter()
-    for m, dof in zip(t.mult[t.first[G]:t.first[G + 1]].tolist(), t.dof[t.first[G]:t.first[G + 1]].tolist()): places[m] += 1 if dof == 0 else GROUPS
+    for m, dof in zip(
+        t.mult[t.first[G] : t.first[G + 1]].tolist(), t.dof[t.first[G] : t.first[G + 1]].tolist()
+    ):
+        places[m] += 1 if dof == 0 else GROUPS
     return dict(sorted(places.items(), reverse=True))
+
 
 def _sums(atoms, places, most):
     "All multisets of multiplicities, largest first, of at most `most` sites, that add up to a number of atoms."
+
     def fill(i, left, sites):
-        if not left: yield ()
+        if not left:
+            yield ()
         elif i < len(sizes) and sites:
             m = sizes[i]
-            for times in range(min(left//m, places[m], sites), -1, -1):
-                for rest in fill(i + 1, left - times*m, sites - times): yield (m,)*times + rest
+            for times in range(min(left // m, places[m], sites), -1, -1):
+                for rest in fill(i + 1, left - times * m, sites - times):
+                    yield (m,) * times + rest
+
     sizes = list(places)
     return fill(0, atoms, most)
 
+
 def multiplicity_assignments(
-    G: int,       # space group
-    need: dict,   # atomic number -> atoms in the conventional cell
-    most=20,      # sites
-    taken=(),     # multiplicities of fixed positions that are occupied already
-    limit=2000,   # ways to list
-) -> list:        # of tuples of (atomic number, multiplicity) for every site
+    G: int,  # space group
+    need: dict,  # atomic number -> atoms in the conventional cell
+    most=20,  # sites
+    taken=(),  # multiplicities of fixed positions that are occupied already
+    limit=2000,  # ways to list
+) -> list:  # of tuples of (atomic number, multiplicity) for every site
     "Ways in which atoms can occupy the positions of a group, section 2.1."
-    places, elements = {m: n - Counter(taken)[m] for m, n in site_capacity(G).items()}, sorted(need, key=need.get)
+    places, elements = (
+        {m: n - Counter(taken)[m] for m, n in site_capacity(G).items()},
+        sorted(need, key=need.get),
+    )
     ways = {Z: list(islice(_sums(need[Z], places, most), limit)) for Z in elements}
-    if not all(ways.values()): return []
+    if not all(ways.values()):
+        return []
+
     def join(i, left, sites):
-        if i == len(elements): yield ()
+        if i == len(elements):
+            yield ()
         else:
             for way in ways[elements[i]]:
                 used = Counter(way)
-                if len(way) <= sites - (len(elements) - i - 1) and all(left[m] >= times for m, times in used.items()):
-                    for rest in join(i + 1, {m: n - used[m] for m, n in left.items()}, sites - len(way)): yield tuple((elements[i], m) for m in way) + rest
+                if len(way) <= sites - (len(elements) - i - 1) and all(
+                    left[m] >= times for m, times in used.items()
+                ):
+                    for rest in join(
+                        i + 1, {m: n - used[m] for m, n in left.items()}, sites - len(way)
+                    ):
+                        yield tuple((elements[i], m) for m in way) + rest
+
     return list(islice(join(0, places, most), limit))
 
+
 def element_assignments(
-    mult: list,   # multiplicity of each site, for sites that are given
-    need: dict,   # atomic number -> atoms in the conventional cell
+    mult: list,  # multiplicity of each site, for sites that are given
+    need: dict,  # atomic number -> atoms in the conventional cell
     limit=2000,
-) -> list:        # of tuples of atomic numbers, one for each site
+) -> list:  # of tuples of atomic numbers, one for each site
     "Ways to give elements to sites."
+
     def paint(i, left):
         if i == len(mult):
-            if not any(left.values()): yield ()
+            if not any(left.values()):
+                yield ()
         else:
             for Z, n in left.items():
                 if n >= mult[i]:
-                    for rest in paint(i + 1, left | {Z: n - mult[i]}): yield (Z, *rest)
+                    for rest in paint(i + 1, left | {Z: n - mult[i]}):
+                        yield (Z, *rest)
+
     return list(islice(paint(0, dict(need)), limit))
 
 # %% ../nbs/11_condition.ipynb #11c00017
 @dataclass(frozen=True)
 class SiteSpec:
     "A site that is given, as far as it is."
-    element: int = 0      # atomic number; 0: any
-    letter: int = -1      # number of the position in its group, 0 is 'a'; -1: any
-    mult: int = 0         # of the position; 0: any
-    x: tuple = ()         # 3 fractional coordinates on the position's first map; (): any
+
+    element: int = 0  # atomic number; 0: any
+    letter: int = -1  # number of the position in its group, 0 is 'a'; -1: any
+    mult: int = 0  # of the position; 0: any
+    x: tuple = ()  # 3 fractional coordinates on the position's first map; (): any
+
 
 @dataclass(frozen=True)
 class Request:
     "What is asked for."
+
     groups: tuple = tuple(range(1, GROUPS + 1))
     elements: tuple = tuple(range(1, K + 1))  # that may occur
-    required: tuple = ()                      # that must occur
+    required: tuple = ()  # that must occur
     formula: dict = field(default_factory=dict)  # atomic number -> count: exactly this composition
-    units: int = 0                            # formula units in the primitive cell; 0: any
-    sites: int = 0                            # in the asymmetric cell; 0: any number
-    atoms: int = 0                            # in the primitive cell; 0: any number
-    given: tuple = ()                         # Places; further sites may join them unless `closed`
+    units: int = 0  # formula units in the primitive cell; 0: any
+    sites: int = 0  # in the asymmetric cell; 0: any number
+    atoms: int = 0  # in the primitive cell; 0: any number
+    given: tuple = ()  # Places; further sites may join them unless `closed`
     closed: bool = False
-    k: tuple = ()                             # 6 numbers of the lattice; (): free
+    k: tuple = ()  # 6 numbers of the lattice; (): free
+
 
 MOST_ATOMS = 20  # in a primitive cell: MP-20 has no more
+
 
 def centring(G: int) -> int:
     "Points of the lattice in the conventional cell."
     W = symmetry_operations(G)
     return int((W[:, :, :3] == torch.eye(3, dtype=W.dtype)).all((1, 2)).sum())
 
+
 def _needs(wish, G):
     "Atoms of each element that the sites not given must supply, for each number of formula units; one dict each."
     t, c = wyckoff_table(), centring(G)
     per_unit = sum(wish.formula.values())
-    units = [wish.units] if wish.units else [wish.atoms/per_unit] if wish.atoms else range(1, max(1, MOST_ATOMS//per_unit) + 1)
+    units = (
+        [wish.units]
+        if wish.units
+        else [wish.atoms / per_unit]
+        if wish.atoms
+        else range(1, max(1, MOST_ATOMS // per_unit) + 1)
+    )
     for Z in units:
-        if Z != int(Z) or wish.atoms and Z*per_unit != wish.atoms: continue
-        need = {e: int(Z)*n*c for e, n in wish.formula.items()}
+        if int(Z) != Z or wish.atoms and Z * per_unit != wish.atoms:
+            continue
+        need = {e: int(Z) * n * c for e, n in wish.formula.items()}
         for p in wish.given:
-            if p.element and p.letter >= 0: need[p.element] = need.get(p.element, 0) - int(t.mult[t.first[G] + p.letter])
-        if min(need.values()) >= 0: yield need
+            if p.element and p.letter >= 0:
+                need[p.element] = need.get(p.element, 0) - int(t.mult[t.first[G] + p.letter])
+        if min(need.values()) >= 0:
+            yield need
+
 
 def wyckoff_assignments(
     request: Request,
-    G: int,     # space group
-    most=20,    # sites
-) -> list:      # of tuples of Places, all sites of a crystal
+    G: int,  # space group
+    most=20,  # sites
+) -> list:  # of tuples of Places, all sites of a crystal
     "The ways to carry out a wish with a composition or a number of atoms."
-    t, ways, letters = wyckoff_table(), [], int(wyckoff_table().first[G + 1] - wyckoff_table().first[G])
-    if any(p.letter >= letters for p in request.given): return []
+    t, ways, letters = (
+        wyckoff_table(),
+        [],
+        int(wyckoff_table().first[G + 1] - wyckoff_table().first[G]),
+    )
+    if any(p.letter >= letters for p in request.given):
+        return []
     open_sites = [i for i, p in enumerate(request.given) if not p.element]
     mult = [int(t.mult[t.first[G] + p.letter]) for p in request.given if p.letter >= 0]
-    taken = [m for m, p in zip(mult, [p for p in request.given if p.letter >= 0]) if t.dof[t.first[G] + p.letter] == 0]
-    if request.given and len(mult) < len(request.given): return []  # who has no place cannot be counted
+    taken = [
+        m
+        for m, p in zip(mult, [p for p in request.given if p.letter >= 0])
+        if t.dof[t.first[G] + p.letter] == 0
+    ]
+    if request.given and len(mult) < len(request.given):
+        return []  # who has no place cannot be counted
     if not request.formula:  # a number of atoms alone
-        left = request.atoms*centring(G) - sum(mult)
-        fits = [()] if left == 0 else [] if left < 0 or request.closed else [tuple((0, m) for _, m in way) for way in multiplicity_assignments(G, {1: left}, most - len(mult), taken)]
+        left = request.atoms * centring(G) - sum(mult)
+        fits = (
+            [()]
+            if left == 0
+            else []
+            if left < 0 or request.closed
+            else [
+                tuple((0, m) for _, m in way)
+                for way in multiplicity_assignments(G, {1: left}, most - len(mult), taken)
+            ]
+        )
         return [request.given + tuple(SiteSpec(mult=m) for _, m in way) for way in fits]
     for need in _needs(request, G):
         if open_sites:  # elements for the sites of a template
             for colours in element_assignments([mult[i] for i in open_sites], need):
                 painted = dict(zip(open_sites, colours))
-                ways.append(tuple(SiteSpec(painted.get(i, p.element), p.letter, p.mult, p.x) for i, p in enumerate(request.given)))
-        elif request.closed: ways += [request.given]*(not any(need.values()))
-        else: ways += [request.given + tuple(SiteSpec(Z, mult=m) for Z, m in way) for way in multiplicity_assignments(G, {Z: n for Z, n in need.items() if n}, most - len(request.given), taken)]
+                ways.append(
+                    tuple(
+                        SiteSpec(painted.get(i, p.element), p.letter, p.mult, p.x)
+                        for i, p in enumerate(request.given)
+                    )
+                )
+        elif request.closed:
+            ways += [request.given] * (not any(need.values()))
+        else:
+            ways += [
+                request.given + tuple(SiteSpec(Z, mult=m) for Z, m in way)
+                for way in multiplicity_assignments(
+                    G, {Z: n for Z, n in need.items() if n}, most - len(request.given), taken
+                )
+            ]
     return ways
 
 # %% ../nbs/11_condition.ipynb #11c00018
 def assignment_probabilities(
-    ways: list,     # from `wyckoff_assignments`, each of the same number of sites
-    G: int,         # space group
+    ways: list,  # from `wyckoff_assignments`, each of the same number of sites
+    G: int,  # space group
     prior: EmpiricalPrior,
-) -> Tensor:        # one for each
+) -> Tensor:  # one for each
     "How probable the ways to carry out a wish are, if sites draw their positions independently."
-    t, sites = wyckoff_table(), prior.positions[wyckoff_table().first[G]:wyckoff_table().first[G + 1]] + 0.5
-    by_letter, mult = (sites/sites.sum()).tolist(), t.mult[t.first[G]:t.first[G + 1]].tolist()
+    t, sites = (
+        wyckoff_table(),
+        prior.positions[wyckoff_table().first[G] : wyckoff_table().first[G + 1]] + 0.5,
+    )
+    by_letter, mult = (sites / sites.sum()).tolist(), t.mult[t.first[G] : t.first[G + 1]].tolist()
     by_mult = Counter()
-    for m, p in zip(mult, by_letter): by_mult[m] += p
+    for m, p in zip(mult, by_letter):
+        by_mult[m] += p
+
     def log(way):
         kinds = Counter((p.element, p.letter, p.mult) for p in way)
-        share = sum(k*math.log(by_letter[letter] if letter >= 0 else by_mult[m]) for (_, letter, m), k in kinds.items())
-        return math.lgamma(len(way) + 1) - sum(math.lgamma(k + 1) for k in kinds.values()) + share - len(way)*math.log(len({p.element for p in way}))
+        share = sum(
+            k * math.log(by_letter[letter] if letter >= 0 else by_mult[m])
+            for (_, letter, m), k in kinds.items()
+        )
+        return (
+            math.lgamma(len(way) + 1)
+            - sum(math.lgamma(k + 1) for k in kinds.values())
+            + share
+            - len(way) * math.log(len({p.element for p in way}))
+        )
+
     return torch.tensor([log(way) for way in ways], dtype=torch.float64).exp()
+
 
 def _options(wish, counts):
     "What can be drawn: groups, numbers of sites, the ways to carry out each and their probabilities, None where sites are free; weights."
@@ -242,56 +363,110 @@ def _options(wish, counts):
     missing = len(set(wish.required) - given)
     for G in wish.groups:
         if wish.formula or wish.atoms:
-            ways = [w for w in wyckoff_assignments(wish, G) if len(w) >= len(wish.required) and (not wish.sites or len(w) == wish.sites)]
-            options += [(G, n, some, assignment_probabilities(some, G, counts)) for n, some in ((n, list(some)) for n, some in groupby(sorted(ways, key=len), key=len))]
+            ways = [
+                w
+                for w in wyckoff_assignments(wish, G)
+                if len(w) >= len(wish.required) and (not wish.sites or len(w) == wish.sites)
+            ]
+            options += [
+                (G, n, some, assignment_probabilities(some, G, counts))
+                for n, some in (
+                    (n, list(some)) for n, some in groupby(sorted(ways, key=len), key=len)
+                )
+            ]
         else:
             free = len([p for p in wish.given if not p.element]) if wish.closed else GROUPS
-            sizes = [len(wish.given)] if wish.closed else [wish.sites] if wish.sites else range(max(1, len(wish.given) + missing), counts.sizes.shape[1])
-            options += [(G, n, None, torch.ones(1)) for n in sizes if missing <= free and len(wish.given) + missing*(not wish.closed) <= n and (not wish.sites or n == wish.sites)]
-    weight = torch.tensor([float(counts.sizes[G, n]*p.sum()) if n < counts.sizes.shape[1] else 0. for G, n, _, p in options], dtype=torch.float64)
+            sizes = (
+                [len(wish.given)]
+                if wish.closed
+                else [wish.sites]
+                if wish.sites
+                else range(max(1, len(wish.given) + missing), counts.sizes.shape[1])
+            )
+            options += [
+                (G, n, None, torch.ones(1))
+                for n in sizes
+                if missing <= free
+                and len(wish.given) + missing * (not wish.closed) <= n
+                and (not wish.sites or n == wish.sites)
+            ]
+    weight = torch.tensor(
+        [
+            float(counts.sizes[G, n] * p.sum()) if n < counts.sizes.shape[1] else 0.0
+            for G, n, _, p in options
+        ],
+        dtype=torch.float64,
+    )
     return options, weight if weight.sum() > 0 else torch.ones(len(options), dtype=torch.float64)
+
 
 def _why_not(wish):
     "A sentence on a wish that cannot be fulfilled."
-    if not wish.formula and not wish.atoms: return "No space group and number of sites that were asked for leave room for what must be in the crystal: ask for another number of sites, or leave the positions open."
+    if not wish.formula and not wish.atoms:
+        return "No space group and number of sites that were asked for leave room for what must be in the crystal: ask for another number of sites, or leave the positions open."
     G = wish.groups[0]
-    where = f"space group {G}, which take {', '.join(str(m) for m in site_capacity(G))} atoms of the conventional cell" if len(wish.groups) == 1 else f"any of the {len(wish.groups)} space groups asked for"
+    where = (
+        f"space group {G}, which take {', '.join(str(m) for m in site_capacity(G))} atoms of the conventional cell"
+        if len(wish.groups) == 1
+        else f"any of the {len(wish.groups)} space groups asked for"
+    )
     return f"What was asked for does not fit on the Wyckoff positions of {where}: ask for another composition, number of formula units, atoms or sites, or for another group."
+
 
 def _clamps(wish, crystals):
     "Clamps of planned crystals: pairs of a group and its Places, elements required assigned."
     G = torch.tensor([g for g, _ in crystals])
     b, _ = batch_index(torch.tensor([len(p) for _, p in crystals]))
-    places, t, allowed = [p for _, ps in crystals for p in ps], wyckoff_table(), torch.zeros(K, dtype=torch.bool)
+    places, t, allowed = (
+        [p for _, ps in crystals for p in ps],
+        wyckoff_table(),
+        torch.zeros(K, dtype=torch.bool),
+    )
     allowed[torch.tensor(wish.elements) - 1] = True
-    Z, letter, mult = (torch.tensor([getattr(p, f) for p in places]) for f in ('element', 'letter', 'mult'))
+    Z, letter, mult = (
+        torch.tensor([getattr(p, f) for p in places]) for f in ("element", "letter", "mult")
+    )
     elements = torch.where((Z > 0)[:, None], torch.arange(1, K + 1) == Z[:, None], allowed)
     column = torch.arange(MAX_POSITIONS)
     w = t.first[G[b]][:, None] + column
     exists = w < t.first[G[b] + 1][:, None]
-    fits = ((letter < 0)[:, None] | (column == letter[:, None])) & ((mult == 0)[:, None] | (t.mult[w.clamp(max=len(t.mult) - 1)] == mult[:, None]))
-    x = torch.tensor([p.x or (torch.nan,)*3 for p in places], dtype=torch.float64)
-    k = torch.tensor([wish.k or (torch.nan,)*6], dtype=torch.float64).expand(len(G), 6)
+    fits = ((letter < 0)[:, None] | (column == letter[:, None])) & (
+        (mult == 0)[:, None] | (t.mult[w.clamp(max=len(t.mult) - 1)] == mult[:, None])
+    )
+    x = torch.tensor([p.x or (torch.nan,) * 3 for p in places], dtype=torch.float64)
+    k = torch.tensor([wish.k or (torch.nan,) * 6], dtype=torch.float64).expand(len(G), 6)
     free = ((letter < 0) & (mult == 0))[:, None]
     return Constraints(G, b, elements, free | exists & fits, k.clone(), x)
+
 
 def sample_constraints(
     request: Request,
     prior: EmpiricalPrior,  # of the training set (06)
-    n: int,          # crystals
+    n: int,  # crystals
     seed=0,
 ) -> Constraints:
     "Draw space groups, numbers of sites and who sits where. Raises ValueError if the wish cannot be fulfilled."
     options, weight = _options(request, prior)
-    if not options: raise ValueError(_why_not(request))
+    if not options:
+        raise ValueError(_why_not(request))
     g = torch.Generator().manual_seed(seed)
     crystals = []
     for o in torch.multinomial(weight, n, replacement=True, generator=g).tolist():
         G, size, ways, p = options[o]
-        places = list(request.given + (SiteSpec(),)*(size - len(request.given)) if ways is None else ways[int(torch.multinomial(p, 1, generator=g))])
+        places = list(
+            request.given + (SiteSpec(),) * (size - len(request.given))
+            if ways is None
+            else ways[int(torch.multinomial(p, 1, generator=g))]
+        )
         missing = [Z for Z in request.required if Z not in {p.element for p in places}]
         open_sites = [i for i, p in enumerate(places) if not p.element]
-        if len(open_sites) < len(missing): raise ValueError(f"{len(missing)} more elements must occur, but only {len(open_sites)} sites are open: ask for fewer, or for more sites.")
-        for Z, i in zip(missing, torch.randperm(len(open_sites), generator=g).tolist()): places[open_sites[i]] = SiteSpec(Z, *[getattr(places[open_sites[i]], f) for f in ('letter', 'mult', 'x')])
+        if len(open_sites) < len(missing):
+            raise ValueError(
+                f"{len(missing)} more elements must occur, but only {len(open_sites)} sites are open: ask for fewer, or for more sites."
+            )
+        for Z, i in zip(missing, torch.randperm(len(open_sites), generator=g).tolist()):
+            places[open_sites[i]] = SiteSpec(
+                Z, *[getattr(places[open_sites[i]], f) for f in ("letter", "mult", "x")]
+            )
         crystals.append((G, places))
     return _clamps(request, crystals)

@@ -7,7 +7,9 @@ __all__ = ['K', 'AXES', 'OPS', 'GROUPS', 'Batch', 'Crystals', 'batch_index', 'co
            'segment_sum', 'segment_mean', 'pairs', 'save_tensors', 'load_tensors', 'to_dict', 'check_parameters']
 
 # %% ../nbs/00_core.ipynb #cc43ccd6
-import json, os, struct
+import json
+import os
+import struct
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -15,25 +17,30 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #be051d2f
-K = 94        # elements: atomic numbers 1 to K (MP-20 ends at plutonium)
-AXES = 15     # axes on which a site can have symmetry
-OPS = 13      # operations that an axis can carry
+K = 94  # elements: atomic numbers 1 to K (MP-20 ends at plutonium)
+AXES = 15  # axes on which a site can have symmetry
+OPS = 13  # operations that an axis can carry
 GROUPS = 230  # space groups
 
 # %% ../nbs/00_core.ipynb #a8e00f2d
 class Batch:
     "What `Crystals` and `Channels` share: moving all their tensors at once."
-    def to(self,
+
+    def to(
+        self,
         where,  # a device, or a floating dtype, which integers ignore
     ):
         "The same batch elsewhere, or in another precision."
         stays = lambda v: isinstance(where, torch.dtype) and not v.is_floating_point()
-        return replace(self, **{name: v if stays(v) else v.to(where) for name, v in vars(self).items()})
+        return replace(
+            self, **{name: v if stays(v) else v.to(where) for name, v in vars(self).items()}
+        )
 
 # %% ../nbs/00_core.ipynb #1e62b93a
 @dataclass(frozen=True)
 class Crystals(Batch):
     "B crystals with N sites in all: one representative site per orbit."
+
     G: Tensor  # (B,) int64, space group 1 to 230
     k: Tensor  # (B,6) lattice
     b: Tensor  # (N,) int64, crystal of each site, ascending
@@ -41,14 +48,16 @@ class Crystals(Batch):
     a: Tensor  # (N,) int64, atomic number 1 to K
     S: Tensor  # (N,15) int64, operation 0 to 12 on each axis
 
-    def __len__(self): return len(self.G)
+    def __len__(self):
+        return len(self.G)
 
     @property
     def n(self):
         "Number of sites of each crystal, (B,)."
         return torch.bincount(self.b, minlength=len(self))
 
-    def __getitem__(self,
+    def __getitem__(
+        self,
         index,  # int, slice, or a tensor or list of crystals (or a mask)
     ):
         "Some of the crystals."
@@ -61,8 +70,8 @@ class Crystals(Batch):
 
 # %% ../nbs/00_core.ipynb #1ed0dc7c
 def batch_index(
-    sizes: Tensor,   # (B,) sites of each crystal
-    max_size=None,   # their number or more, if known beforehand: then the device is not waited for, and what is beyond the last crystal gets the number B
+    sizes: Tensor,  # (B,) sites of each crystal
+    max_size=None,  # their number or more, if known beforehand: then the device is not waited for, and what is beyond the last crystal gets the number B
 ) -> tuple[Tensor, Tensor]:  # (N,) crystal of each site; (N,) its place in that crystal, from 0
     "Crystal and place of every site of a flat batch."
     if max_size is not None:
@@ -77,9 +86,14 @@ def concat(
     crystals,  # list of Crystals
 ) -> Crystals:
     "One batch from several."
-    if not crystals: raise ValueError("There is nothing to join: the list of crystals is empty.")
+    if not crystals:
+        raise ValueError("There is nothing to join: the list of crystals is empty.")
     size = torch.tensor([0] + [len(c) for c in crystals]).cumsum(0)
-    joined = {f.name: torch.cat([getattr(c, f.name) for c in crystals]) for f in fields(Crystals) if f.name != 'b'}
+    joined = {
+        f.name: torch.cat([getattr(c, f.name) for c in crystals])
+        for f in fields(Crystals)
+        if f.name != "b"
+    }
     return Crystals(b=torch.cat([c.b + s for c, s in zip(crystals, size.tolist())]), **joined)
 
 # %% ../nbs/00_core.ipynb #32ec2456
@@ -89,24 +103,36 @@ def check_crystals(
     "Raise a ValueError that names the field or the crystal if a shape, a type or a value is wrong."
     B, N = c.G.numel(), c.b.numel()
     for name, shape in dict(G=(B,), k=(B, 6), b=(N,), x=(N, 3), a=(N,), S=(N, AXES)).items():
-        v, kind = getattr(c, name), 'floating' if name in 'kx' else 'integer'
-        if v.shape != shape or v.is_floating_point() != (name in 'kx'):
-            raise ValueError(f"Crystals.{name} is {v.dtype} of shape {tuple(v.shape)}: make it {kind} of shape {shape}.")
-    if not B or not N: raise ValueError("There are no crystals: give one at least.")
-    if c.b[0] < 0 or c.b[-1] >= B or (c.b.diff() < 0).any(): raise ValueError(f"Crystals.b must ascend from 0 to {B - 1}: sort the sites by crystal.")
-    tests = [("space group outside 1 to 230", (c.G < 1) | (c.G > GROUPS), None), ("lattice that is not finite", ~c.k.isfinite().all(1), None),
-        ("coordinate that is not finite", ~c.x.isfinite().all(1), c.b), (f"element outside 1 to {K}", (c.a < 1) | (c.a > K), c.b),
-        (f"site symmetry outside 0 to {OPS - 1}", ((c.S < 0) | (c.S >= OPS)).any(1), c.b), ("no sites", c.n == 0, None)]
+        v, kind = getattr(c, name), "floating" if name in "kx" else "integer"
+        if v.shape != shape or v.is_floating_point() != (name in "kx"):
+            raise ValueError(
+                f"Crystals.{name} is {v.dtype} of shape {tuple(v.shape)}: make it {kind} of shape {shape}."
+            )
+    if not B or not N:
+        raise ValueError("There are no crystals: give one at least.")
+    if c.b[0] < 0 or c.b[-1] >= B or (c.b.diff() < 0).any():
+        raise ValueError(f"Crystals.b must ascend from 0 to {B - 1}: sort the sites by crystal.")
+    tests = [
+        ("space group outside 1 to 230", (c.G < 1) | (c.G > GROUPS), None),
+        ("lattice that is not finite", ~c.k.isfinite().all(1), None),
+        ("coordinate that is not finite", ~c.x.isfinite().all(1), c.b),
+        (f"element outside 1 to {K}", (c.a < 1) | (c.a > K), c.b),
+        (f"site symmetry outside 0 to {OPS - 1}", ((c.S < 0) | (c.S >= OPS)).any(1), c.b),
+        ("no sites", c.n == 0, None),
+    ]
     for what, bad, b in tests:
         if bad.any():
             at = bad.nonzero()[0, 0]
-            raise ValueError(f"Crystal {int(at if b is None else b[at])}: {what}; correct it or leave it out.")
+            raise ValueError(
+                f"Crystal {int(at if b is None else b[at])}: {what}; correct it or leave it out."
+            )
     return c
 
 # %% ../nbs/00_core.ipynb #44396895
 @dataclass(frozen=True)
 class Channels(Batch):
     "Beliefs about B crystals with N sites in all: means of the lattice and coordinates, probabilities of the rest."
+
     k: Tensor  # (B,6)
     x: Tensor  # (N,3)
     a: Tensor  # (N,K)
@@ -116,15 +142,18 @@ class Channels(Batch):
 def segment_sum(
     v: Tensor,  # (N,...) values
     b: Tensor,  # (N,) segment of each
-    B: int,     # number of segments
-) -> Tensor:    # (B,...)
+    B: int,  # number of segments
+) -> Tensor:  # (B,...)
     "Sum of the values of each segment."
     return v.new_zeros(B, *v.shape[1:]).index_add_(0, b, v)
 
+
 def segment_mean(v: Tensor, b: Tensor, B: int) -> Tensor:
     "Mean of the values of each segment; 0 for an empty one."
-    n = segment_sum(torch.ones_like(b), b, B).clamp(min=1).to(v.dtype)  # bincount would wait for the device
-    return segment_sum(v, b, B) / n.reshape(-1, *[1]*(v.ndim - 1))
+    n = (
+        segment_sum(torch.ones_like(b), b, B).clamp(min=1).to(v.dtype)
+    )  # bincount would wait for the device
+    return segment_sum(v, b, B) / n.reshape(-1, *[1] * (v.ndim - 1))
 
 # %% ../nbs/00_core.ipynb #6f2467a0
 def pairs(
@@ -136,26 +165,46 @@ def pairs(
     return i, i + 1 + step
 
 # %% ../nbs/00_core.ipynb #1f1cd7ef
-_DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-    'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _NAMES = {d: s for s, d in _DTYPES.items()}
 
+
 def save_tensors(
-    path,          # file to write
-    tensors: dict, # name -> tensor
-    meta=None,     # anything JSON can hold, read back as it was
+    path,  # file to write
+    tensors: dict,  # name -> tensor
+    meta=None,  # anything JSON can hold, read back as it was
 ):
     "Write a safetensors file; it replaces an older one at once and whole."
-    header, start, chunks = {'__metadata__': {'json': json.dumps(meta)}}, 0, []
+    header, start, chunks = {"__metadata__": {"json": json.dumps(meta)}}, 0, []
     for name, t in tensors.items():
-        chunks.append(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b'')
-        header[name] = {'dtype': _NAMES[t.dtype], 'shape': list(t.shape), 'data_offsets': [start, start := start + len(chunks[-1])]}
+        chunks.append(
+            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            if t.numel()
+            else b""
+        )
+        header[name] = {
+            "dtype": _NAMES[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [start, start := start + len(chunks[-1])],
+        }
     head = json.dumps(header).encode()
-    head += b' ' * (-len(head) % 8)
+    head += b" " * (-len(head) % 8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    with open(part, 'wb') as f: f.writelines([struct.pack('<Q', len(head)), head, *chunks])
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as f:
+        f.writelines([struct.pack("<Q", len(head)), head, *chunks])
     os.replace(part, path)
 
 # %% ../nbs/00_core.ipynb #f5c4449b
@@ -165,18 +214,35 @@ def load_tensors(
     "Read a safetensors file. Raises FileNotFoundError, or ValueError if the file is damaged or of another kind."
     raw = Path(path).read_bytes()
     try:
-        size, = struct.unpack('<Q', raw[:8])
-        header = json.loads(raw[8:8 + size])
-        meta = json.loads(header.pop('__metadata__', {}).get('json', 'null'))
-        data = bytearray(raw[8 + size:])
-        tensors = {k: _read(data, _DTYPES[v['dtype']], v['shape'], *v['data_offsets']) for k, v in header.items()}
-        if sum(t.nbytes for t in tensors.values()) != len(data): raise ValueError("wrong length")
-    except (struct.error, UnicodeDecodeError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, ValueError) as e:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({e}): delete it and make or fetch it again.") from e
+        (size,) = struct.unpack("<Q", raw[:8])
+        header = json.loads(raw[8 : 8 + size])
+        meta = json.loads(header.pop("__metadata__", {}).get("json", "null"))
+        data = bytearray(raw[8 + size :])
+        tensors = {
+            k: _read(data, _DTYPES[v["dtype"]], v["shape"], *v["data_offsets"])
+            for k, v in header.items()
+        }
+        if sum(t.nbytes for t in tensors.values()) != len(data):
+            raise ValueError("wrong length")
+    except (
+        struct.error,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        ValueError,
+    ) as e:
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file ({e}): delete it and make or fetch it again."
+        ) from e
     return tensors, meta
 
+
 def _read(data, dtype, shape, start, end):
-    if start == end: return torch.empty(shape, dtype=dtype)
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data[start:end], dtype=dtype).reshape(shape)
 
 # %% ../nbs/00_core.ipynb #b8c862d0
@@ -186,19 +252,32 @@ def to_dict(batch) -> dict:
 
 # %% ../nbs/00_core.ipynb #e8b669b4
 def check_parameters(
-    before,   # names that were there before the parameters cell: set(globals())
-    after,    # globals()
+    before,  # names that were there before the parameters cell: set(globals())
+    after,  # globals()
     **least,  # smallest allowed value of a parameter
-) -> dict:    # name -> value
+) -> dict:  # name -> value
     "The parameters of an experiment. Raises ValueError for an unknown name, a value of another type or too small a one."
-    types = after.get('__annotations__', {})
-    new = {k for k in after if k not in before and not k.startswith('_') and k not in ('before', 'In', 'Out')}
-    if unknown := sorted(new - types.keys()): raise ValueError(f"Unknown parameter {', '.join(unknown)}: choose among {', '.join(types)}.")
+    types = after.get("__annotations__", {})
+    new = {
+        k
+        for k in after
+        if k not in before and not k.startswith("_") and k not in ("before", "In", "Out")
+    }
+    if unknown := sorted(new - types.keys()):
+        raise ValueError(
+            f"Unknown parameter {', '.join(unknown)}: choose among {', '.join(types)}."
+        )
     for name, kind in types.items():
-        if kind is str and type(after[name]) is int: after[name] = str(after[name])  # papermill takes `-p steps 50` for a number
+        if kind is str and type(after[name]) is int:
+            after[name] = str(after[name])  # papermill takes `-p steps 50` for a number
         value = after[name]
         right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
         if not right and not (kind is float and type(value) is int):
-            raise ValueError(f"Parameter {name} is {value!r}, but must be {kind.__name__}: give it so.")
-        if name in least and not value >= least[name]: raise ValueError(f"Parameter {name} is {value!r}: give {least[name]} at least.")
-    return {name: float(after[name]) if kind is float else after[name] for name, kind in types.items()}
+            raise ValueError(
+                f"Parameter {name} is {value!r}, but must be {kind.__name__}: give it so."
+            )
+        if name in least and not value >= least[name]:
+            raise ValueError(f"Parameter {name} is {value!r}: give {least[name]} at least.")
+    return {
+        name: float(after[name]) if kind is float else after[name] for name, kind in types.items()
+    }

@@ -13,79 +13,128 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import GROUPS, Crystals, check_crystals, load_tensors, batch_index, save_tensors, to_dict
+from symmbfn.core import (
+    GROUPS,
+    Crystals,
+    batch_index,
+    check_crystals,
+    load_tensors,
+    save_tensors,
+    to_dict,
+)
 from .wyckoff import nearest_on_position, wyckoff_table
 
 # %% ../nbs/06_data.ipynb #95c11a0e
 @dataclass(frozen=True)
 class Dataset:
     "Crystals with an identifier each and any number of properties."
+
     crystals: Crystals
-    ids: list           # (B,) str
+    ids: list  # (B,) str
     properties: dict = field(default_factory=dict)  # name -> (B,) float64, NaN where missing
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
-    def targets(self,
+    def targets(
+        self,
         names,  # of properties
-    ):          # (B,P) float64, NaN where missing; None for no names
+    ):  # (B,P) float64, NaN where missing; None for no names
         "Some of the properties, as columns. Raises ValueError for an unknown name."
-        if unknown := [n for n in names if n not in self.properties]: raise ValueError(f"Unknown property {', '.join(unknown)}: the data has {', '.join(self.properties) or 'none'}.")
+        if unknown := [n for n in names if n not in self.properties]:
+            raise ValueError(
+                f"Unknown property {', '.join(unknown)}: the data has {', '.join(self.properties) or 'none'}."
+            )
         return torch.stack([self.properties[n].double() for n in names], 1) if names else None
 
-    def __getitem__(self,
+    def __getitem__(
+        self,
         index,  # slice, or a tensor or list of crystals
     ):
         "Some of the crystals."
         take = torch.arange(len(self))[index].reshape(-1)
-        return Dataset(self.crystals[take], [self.ids[i] for i in take.tolist()], {k: v[take] for k, v in self.properties.items()})
+        return Dataset(
+            self.crystals[take],
+            [self.ids[i] for i in take.tolist()],
+            {k: v[take] for k, v in self.properties.items()},
+        )
 
 # %% ../nbs/06_data.ipynb #c7dda622
 _STORED = dict(G=torch.int16, b=torch.int32, a=torch.uint8, S=torch.uint8)
 
+
 def save_dataset(
-    path,           # file to write
+    path,  # file to write
     data: Dataset,
-    meta=None,      # what else to remember of its origin, anything JSON can hold
+    meta=None,  # what else to remember of its origin, anything JSON can hold
 ):
     "Write a data set as one safetensors file."
     crystals = {k: v.to(_STORED.get(k, torch.float64)) for k, v in to_dict(data.crystals).items()}
-    properties = {f'property.{k}': v.double() for k, v in data.properties.items()}
+    properties = {f"property.{k}": v.double() for k, v in data.properties.items()}
     save_tensors(path, crystals | properties, dict(ids=data.ids, meta=meta))
+
 
 def load_dataset(
     path,  # a file written by save_dataset
 ) -> tuple[Dataset, object]:  # the data set, and the meta given when it was saved
     "Read a data set. Raises FileNotFoundError, or ValueError for a damaged file or one of another kind."
     tensors, meta = load_tensors(path)
-    if not isinstance(meta, dict) or not {'ids', 'meta'} <= meta.keys() or not {'G', 'k', 'b', 'x', 'a', 'S'} <= tensors.keys():
-        raise ValueError(f"{path} holds no data set: give a file written by symmbfn.data.save_dataset.")
-    c = Crystals(**{k: tensors[k].long() if k in _STORED else tensors[k] for k in ('G', 'k', 'b', 'x', 'a', 'S')})
-    if len(meta['ids']) != len(c): raise ValueError(f"{path} has {len(meta['ids'])} names for {len(c)} crystals: make it again.")
-    return Dataset(check_crystals(c), meta['ids'], {k[9:]: v for k, v in tensors.items() if k.startswith('property.')}), meta['meta']
+    if (
+        not isinstance(meta, dict)
+        or not {"ids", "meta"} <= meta.keys()
+        or not {"G", "k", "b", "x", "a", "S"} <= tensors.keys()
+    ):
+        raise ValueError(
+            f"{path} holds no data set: give a file written by symmbfn.data.save_dataset."
+        )
+    c = Crystals(
+        **{
+            k: tensors[k].long() if k in _STORED else tensors[k]
+            for k in ("G", "k", "b", "x", "a", "S")
+        }
+    )
+    if len(meta["ids"]) != len(c):
+        raise ValueError(
+            f"{path} has {len(meta['ids'])} names for {len(c)} crystals: make it again."
+        )
+    return Dataset(
+        check_crystals(c),
+        meta["ids"],
+        {k[9:]: v for k, v in tensors.items() if k.startswith("property.")},
+    ), meta["meta"]
 
 # %% ../nbs/06_data.ipynb #f24d7730
 class EmpiricalPrior(NamedTuple):
     "What a data set says of crystals of which nothing is known."
-    sizes: Tensor      # (231, nmax+1) float64: crystals with space group G and n sites
+
+    sizes: Tensor  # (231, nmax+1) float64: crystals with space group G and n sites
     positions: Tensor  # (1731,) float64: sites on each Wyckoff position
-    examples: Tensor = torch.zeros(0, 2)  # (M,2+P) float32: space group, number of sites and properties of each crystal; M=0 for data without properties
+    examples: Tensor = torch.zeros(
+        0, 2
+    )  # (M,2+P) float32: space group, number of sites and properties of each crystal; M=0 for data without properties
+
 
 def wyckoff_positions(
     c: Crystals,  # exactly symmetric
-) -> Tensor:      # (N,)
+) -> Tensor:  # (N,)
     "Wyckoff position of each site: of those of its group that agree best with its site symmetry, the nearest."
     t = wyckoff_table(c.G.device, c.x.dtype)
     first = t.first[c.G][c.b]
     site, p = batch_index(t.first[c.G + 1][c.b] - first)
     w = first[site] + p
     score = c.x.new_full((len(c.b), int(p.max()) + 1), -torch.inf)
-    score[site, p] = 1000*(t.S[w] == c.S[site]).sum(1) - nearest_on_position(c.x[site], w)[2]
+    score[site, p] = 1000 * (t.S[w] == c.S[site]).sum(1) - nearest_on_position(c.x[site], w)[2]
     return first + score.argmax(1)
+
 
 def _size_histogram(G, n, width):
     "(231,width) float64: how often each pair of a space group and a number of sites occurs."
-    return torch.bincount(G*width + n, minlength=(GROUPS + 1)*width).reshape(GROUPS + 1, width).double()
+    return (
+        torch.bincount(G * width + n, minlength=(GROUPS + 1) * width)
+        .reshape(GROUPS + 1, width)
+        .double()
+    )
+
 
 def fit_prior(
     c: Crystals,
@@ -93,8 +142,16 @@ def fit_prior(
 ) -> EmpiricalPrior:
     "The data's distributions of space groups, numbers of sites, and positions."
     n = c.n
-    rows = EmpiricalPrior._field_defaults['examples'] if y is None else torch.cat([c.G[:, None], n[:, None], y.to(n.device)], 1).float()
-    return EmpiricalPrior(_size_histogram(c.G, n, int(n.max()) + 1), torch.bincount(wyckoff_positions(c), minlength=len(wyckoff_table().mult)).double(), rows)
+    rows = (
+        EmpiricalPrior._field_defaults["examples"]
+        if y is None
+        else torch.cat([c.G[:, None], n[:, None], y.to(n.device)], 1).float()
+    )
+    return EmpiricalPrior(
+        _size_histogram(c.G, n, int(n.max()) + 1),
+        torch.bincount(wyckoff_positions(c), minlength=len(wyckoff_table().mult)).double(),
+        rows,
+    )
 
 # %% ../nbs/06_data.ipynb #dd18a739
 def sample_groups(
@@ -105,9 +162,10 @@ def sample_groups(
     "Draw from p(G)."
     return torch.multinomial(prior.sizes.sum(1), B, replacement=True, generator=generator)
 
+
 def sample_sizes(
     prior: EmpiricalPrior,
-    G: Tensor,        # (B,) space groups
+    G: Tensor,  # (B,) space groups
     generator=None,
 ) -> Tensor:  # (B,) number of sites
     "Draw from p(n given G), or from p(n) for a group without data."
@@ -118,16 +176,21 @@ def sample_sizes(
 # %% ../nbs/06_data.ipynb #06p00002
 N_NEIGHBOURS = 300  # crystals of the data that say what goes with a property
 
+
 def condition_prior(
     prior: EmpiricalPrior,  # with rows
-    y: Tensor,       # (P,) properties asked for, NaN where any value will do
-) -> EmpiricalPrior:         # with sizes in the proportions of p(G, n | y)
+    y: Tensor,  # (P,) properties asked for, NaN where any value will do
+) -> EmpiricalPrior:  # with sizes in the proportions of p(G, n | y)
     "Counts of the crystals nearest to a property, by nearest neighbours."
     asked = y.isfinite()
-    if not asked.any() or not len(prior.examples): return prior
+    if not asked.any() or not len(prior.examples):
+        return prior
     rows = prior.examples[prior.examples[:, 2:][:, asked].isfinite().all(1)]
-    if not len(rows): return prior
+    if not len(rows):
+        return prior
     values = rows[:, 2:][:, asked]
-    distance = ((values - y[asked])/values.std(0, correction=0).clamp(min=1e-12)).norm(dim=1)
+    distance = ((values - y[asked]) / values.std(0, correction=0).clamp(min=1e-12)).norm(dim=1)
     G, n = rows[distance <= distance.kthvalue(min(N_NEIGHBOURS, len(rows))).values, :2].long().T
-    return prior._replace(sizes=_size_histogram(G, n, prior.sizes.shape[1]) + prior.sizes/prior.sizes.sum())
+    return prior._replace(
+        sizes=_size_histogram(G, n, prior.sizes.shape[1]) + prior.sizes / prior.sizes.sum()
+    )

@@ -12,81 +12,86 @@ from torch import Tensor
 # %% ../nbs/02_discrete.ipynb #62808a96
 def one_hot(
     c: Tensor,  # (...) int64, class 0 to K-1
-    K: int,     # number of classes
+    K: int,  # number of classes
     dtype=torch.float32,
-) -> Tensor:    # (...,K)
+) -> Tensor:  # (...,K)
     "1 at the class, 0 elsewhere."
     return torch.nn.functional.one_hot(c, K).to(dtype)
 
 # %% ../nbs/02_discrete.ipynb #aac20210
 def sample_class(
-    p: Tensor,        # (...,K) probabilities, or weights
+    p: Tensor,  # (...,K) probabilities, or weights
     uniform: Tensor,  # (...) uniform in [0,1)
-) -> Tensor:          # (...) int64, class 0 to K-1
+) -> Tensor:  # (...) int64, class 0 to K-1
     "The class at which the cumulated probability passes `uniform`; never one of probability 0, unless all are 0 or nan."
-    cdf = p.double().cumsum(-1)  # in float32 a uniform number just below 1 could round up to the total
-    return ((cdf > uniform[..., None]*cdf[..., -1:]) & (p > 0)).to(torch.uint8).argmax(-1)
+    cdf = p.double().cumsum(
+        -1
+    )  # in float32 a uniform number just below 1 could round up to the total
+    return ((cdf > uniform[..., None] * cdf[..., -1:]) & (p > 0)).to(torch.uint8).argmax(-1)
 
 # %% ../nbs/02_discrete.ipynb #1e06aca0
 def sender(
-    e: Tensor,      # (...,K) the datum, one-hot
-    alpha,          # accuracy >= 0, broadcast against e
+    e: Tensor,  # (...,K) the datum, one-hot
+    alpha,  # accuracy >= 0, broadcast against e
     noise: Tensor,  # (...,K) standard normal
-) -> Tensor:        # (...,K) the message: log-evidence for each class
+) -> Tensor:  # (...,K) the message: log-evidence for each class
     "A noisy look at the class, y ~ N(alpha(K e - 1), alpha K), equation 16."
     K = e.shape[-1]
-    return alpha*(K*e - 1) + (alpha*K)**.5*noise
+    return alpha * (K * e - 1) + (alpha * K) ** 0.5 * noise
 
 # %% ../nbs/02_discrete.ipynb #a828d25b
 def bayesian_update(
     theta: Tensor,  # (...,K) probabilities
-    y: Tensor,      # (...,K) message
-) -> Tensor:        # (...,K) probabilities after the message
+    y: Tensor,  # (...,K) message
+) -> Tensor:  # (...,K) probabilities after the message
     "Bayes' rule for a categorical belief, softmax(log theta + y), in equation 17. The accuracy is in y."
     return torch.softmax(theta.log() + y, -1)
 
 # %% ../nbs/02_discrete.ipynb #16935d3f
 def beta(
-    t: Tensor,     # time in [0,1]
+    t: Tensor,  # time in [0,1]
     beta1: float,  # accuracy received until t = 1
-) -> Tensor:       # 0 at t = 0
+) -> Tensor:  # 0 at t = 0
     "Accuracy received until t, beta1 t^2."
-    return beta1*t**2
+    return beta1 * t**2
+
 
 def alpha(
-    i,             # step 1 to n, int or tensor
-    n: int,        # number of steps
+    i,  # step 1 to n, int or tensor
+    n: int,  # number of steps
     beta1: float,  # accuracy received until t = 1
-):                 # like i
+):  # like i
     "Accuracy of the message of step i, beta(i/n) - beta((i-1)/n)."
-    return beta1*(2*i - 1)/n**2
+    return beta1 * (2 * i - 1) / n**2
+
 
 def flow(
-    e: Tensor,      # (...,K) the datum, one-hot
-    t: Tensor,      # time in [0,1], broadcast against e
-    beta1: float,   # accuracy received until t = 1
+    e: Tensor,  # (...,K) the datum, one-hot
+    t: Tensor,  # time in [0,1], broadcast against e
+    beta1: float,  # accuracy received until t = 1
     noise: Tensor,  # (...,K) standard normal
-) -> Tensor:        # (...,K) belief at t; uniform at t = 0
+) -> Tensor:  # (...,K) belief at t; uniform at t = 0
     "A sample of the Bayesian flow distribution, equation 18."
     return torch.softmax(sender(e, beta(t, beta1), noise), -1)
 
 # %% ../nbs/02_discrete.ipynb #c71f9e61
 def loss(
     e_minus_p_hat: Tensor,  # (...,K) difference of one-hot datum and predicted probabilities
-    t: Tensor,              # time in [0,1], broadcast against it
-    beta1: float,           # accuracy received until t = 1
-) -> Tensor:                # (...) nats
+    t: Tensor,  # time in [0,1], broadcast against it
+    beta1: float,  # accuracy received until t = 1
+) -> Tensor:  # (...) nats
     "The continuous-time loss before its mean over t and beliefs is taken, equations 21 and 23."
-    return (e_minus_p_hat.shape[-1]*beta1*t*e_minus_p_hat**2).sum(-1)
+    return (e_minus_p_hat.shape[-1] * beta1 * t * e_minus_p_hat**2).sum(-1)
+
 
 def loss_n(
-    e: Tensor,      # (...,K) the datum, one-hot
+    e: Tensor,  # (...,K) the datum, one-hot
     p_hat: Tensor,  # (...,K) probabilities predicted before step i, at t = (i-1)/n
-    i,              # step 1 to n, broadcast against e
-    n: int,         # number of steps
-    beta1: float,   # accuracy received until t = 1
+    i,  # step 1 to n, broadcast against e
+    n: int,  # number of steps
+    beta1: float,  # accuracy received until t = 1
     noise: Tensor,  # (...,K) standard normal, for the message
-) -> Tensor:        # (...) nats
+) -> Tensor:  # (...) nats
     "The loss of step i times n, estimated by one message: its mean over messages and i in 1..n is the loss of all n steps."
     y = sender(e, alpha(i, n, beta1), noise)
-    return n*((e*y).sum(-1) - torch.logsumexp(p_hat.log() + y, -1))
+    return n * ((e * y).sum(-1) - torch.logsumexp(p_hat.log() + y, -1))

@@ -13,43 +13,77 @@ import triton.language as tl
 
 # %% ../nbs/33_fused.ipynb #33f00006
 #| eval: false
-ROWS, COLS, WIDE = 16, 128, 256  # WIDE: features of a program that has one row, 8 for each thread of one warp
+ROWS, COLS, WIDE = (
+    16,
+    128,
+    256,
+)  # WIDE: features of a program that has one row, 8 for each thread of one warp
+
 
 @triton.jit
-def _meet(receiver, sender, even, odd, to, by, pair, grad, out, M, H, BACK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    m, c = tl.program_id(0).to(tl.int64)*ROWS + tl.arange(0, ROWS), tl.program_id(1)*COLS + tl.arange(0, COLS)
+def _meet(
+    receiver,
+    sender,
+    even,
+    odd,
+    to,
+    by,
+    pair,
+    grad,
+    out,
+    M,
+    H,
+    BACK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    m, c = (
+        tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS),
+        tl.program_id(1) * COLS + tl.arange(0, COLS),
+    )
     i = tl.load(to + m, m < M, -1)
     j, p = tl.load(by + m, i >= 0, 0), tl.load(pair + m, i >= 0, 0)
     sign, real = (i < j).to(tl.float32) - (i > j).to(tl.float32), (i >= 0)[:, None] & (c < H)[None]
-    z = tl.load(receiver + i[:, None]*H + c[None], real, 0).to(tl.float32) + tl.load(sender + j[:, None]*H + c[None], real, 0).to(tl.float32)
-    z += tl.load(even + p[:, None]*H + c[None], real, 0).to(tl.float32)
-    z += sign[:, None]*tl.load(odd + p[:, None]*H + c[None], real & (i != j)[:, None], 0).to(tl.float32)
+    z = tl.load(receiver + i[:, None] * H + c[None], real, 0).to(tl.float32) + tl.load(
+        sender + j[:, None] * H + c[None], real, 0
+    ).to(tl.float32)
+    z += tl.load(even + p[:, None] * H + c[None], real, 0).to(tl.float32)
+    z += sign[:, None] * tl.load(odd + p[:, None] * H + c[None], real & (i != j)[:, None], 0).to(
+        tl.float32
+    )
     s = tl.sigmoid(z)
-    at, inside = m[:, None]*H + c[None], (m < M)[:, None] & (c < H)[None]
-    if BACK: v = tl.load(grad + at, real, 0).to(tl.float32)*s*(1 + z*(1 - s))
-    else: v = z*s
+    at, inside = m[:, None] * H + c[None], (m < M)[:, None] & (c < H)[None]
+    if BACK:
+        v = tl.load(grad + at, real, 0).to(tl.float32) * s * (1 + z * (1 - s))
+    else:
+        v = z * s
     tl.store(out + at, v, inside)
 
 # %% ../nbs/33_fused.ipynb #33f00008
 #| eval: false
 @triton.jit
 def _sites(grad, first, n, place, receiver, sender, H, COLS: tl.constexpr):
-    i, c = tl.program_id(0).to(tl.int64), tl.program_id(1)*COLS + tl.arange(0, COLS)
+    i, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLS + tl.arange(0, COLS)
     f, m, p = tl.load(first + i), tl.load(n + i), tl.load(place + i)
     to, by = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
     for j in range(m):
-        to += tl.load(grad + (f + j)*H + c, c < H, 0).to(tl.float32)
-        by += tl.load(grad + (f + p - p*m + j*m)*H + c, c < H, 0).to(tl.float32)
-    tl.store(receiver + i*H + c, to, c < H); tl.store(sender + i*H + c, by, c < H)
+        to += tl.load(grad + (f + j) * H + c, c < H, 0).to(tl.float32)
+        by += tl.load(grad + (f + p - p * m + j * m) * H + c, c < H, 0).to(tl.float32)
+    tl.store(receiver + i * H + c, to, c < H)
+    tl.store(sender + i * H + c, by, c < H)
+
 
 @triton.jit
 def _pairs(grad, one, two, even, odd, Q, P, H, ROWS: tl.constexpr, COLS: tl.constexpr):
-    q, c = tl.program_id(0).to(tl.int64)*ROWS + tl.arange(0, ROWS), tl.program_id(1)*COLS + tl.arange(0, COLS)
+    q, c = (
+        tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS),
+        tl.program_id(1) * COLS + tl.arange(0, COLS),
+    )
     i, j = tl.load(one + q, q < Q, -1), tl.load(two + q, q < Q, -1)
     inside = (q < Q)[:, None] & (c < H)[None]
-    u = tl.load(grad + i[:, None]*H + c[None], (i >= 0)[:, None] & inside, 0).to(tl.float32)
-    v = tl.load(grad + j[:, None]*H + c[None], (j >= 0)[:, None] & inside, 0).to(tl.float32)
-    at = q[:, None]*H + c[None]
+    u = tl.load(grad + i[:, None] * H + c[None], (i >= 0)[:, None] & inside, 0).to(tl.float32)
+    v = tl.load(grad + j[:, None] * H + c[None], (j >= 0)[:, None] & inside, 0).to(tl.float32)
+    at = q[:, None] * H + c[None]
     tl.store(even + at, u + v, inside)
     tl.store(odd + at, u - v, inside & (q < P)[:, None])
 
@@ -57,35 +91,51 @@ def _pairs(grad, one, two, even, odd, Q, P, H, ROWS: tl.constexpr, COLS: tl.cons
 #| eval: false
 @triton.jit
 def _collect(u, first, n, out, H, COLS: tl.constexpr):
-    i, c = tl.program_id(0).to(tl.int64), tl.program_id(1)*COLS + tl.arange(0, COLS)
+    i, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLS + tl.arange(0, COLS)
     f, m = tl.load(first + i), tl.load(n + i)
     total = tl.zeros([COLS], tl.float32)
     for j in range(m):
-        v = tl.load(u + (f + j)*H + c, c < H, 0).to(tl.float32)
-        total += v*tl.sigmoid(v)
-    tl.store(out + i*H + c, total, c < H)
+        v = tl.load(u + (f + j) * H + c, c < H, 0).to(tl.float32)
+        total += v * tl.sigmoid(v)
+    tl.store(out + i * H + c, total, c < H)
+
 
 @triton.jit
 def _spread(u, grad, to, out, M, H, ROWS: tl.constexpr, COLS: tl.constexpr):
-    m, c = tl.program_id(0).to(tl.int64)*ROWS + tl.arange(0, ROWS), tl.program_id(1)*COLS + tl.arange(0, COLS)
+    m, c = (
+        tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS),
+        tl.program_id(1) * COLS + tl.arange(0, COLS),
+    )
     i = tl.load(to + m, m < M, -1)
-    at, inside, real = m[:, None]*H + c[None], (m < M)[:, None] & (c < H)[None], (i >= 0)[:, None] & (c < H)[None]
-    v, g = tl.load(u + at, real, 0).to(tl.float32), tl.load(grad + i[:, None]*H + c[None], real, 0).to(tl.float32)
+    at, inside, real = (
+        m[:, None] * H + c[None],
+        (m < M)[:, None] & (c < H)[None],
+        (i >= 0)[:, None] & (c < H)[None],
+    )
+    v, g = (
+        tl.load(u + at, real, 0).to(tl.float32),
+        tl.load(grad + i[:, None] * H + c[None], real, 0).to(tl.float32),
+    )
     s = tl.sigmoid(v)
-    tl.store(out + at, g*s*(1 + v*(1 - s)), inside)
+    tl.store(out + at, g * s * (1 + v * (1 - s)), inside)
 
 # %% ../nbs/33_fused.ipynb #33f00012
 #| eval: false
-def _grid(rows, H, each=ROWS, wide=COLS): return triton.cdiv(rows, each), triton.cdiv(H, wide)
+def _grid(rows, H, each=ROWS, wide=COLS):
+    return triton.cdiv(rows, each), triton.cdiv(H, wide)
+
 
 class EdgePreactivation(torch.autograd.Function):
     "silu(receiver + sender + even +- odd) for every message, (M,H); zero for padding."
+
     @staticmethod
     def forward(ctx, receiver, sender, even, odd, at):  # (N,H), (N,H), (P+N,H), (P,H), Indices
         M, H = len(at.to), receiver.shape[1]
         ctx.at, out = at, receiver.new_empty(M, H)
         ctx.save_for_backward(receiver, sender, even, odd)
-        _meet[_grid(M, H)](receiver, sender, even, odd, at.to, at.by, at.pair, out, out, M, H, False, ROWS, COLS)
+        _meet[_grid(M, H)](
+            receiver, sender, even, odd, at.to, at.by, at.pair, out, out, M, H, False, ROWS, COLS
+        )
         return out
 
     @staticmethod
@@ -93,13 +143,19 @@ class EdgePreactivation(torch.autograd.Function):
         at, (receiver, sender, even, odd) = ctx.at, ctx.saved_tensors
         (M, H), grad = grad.shape, grad.contiguous()
         gz, gr, gs, ge, go = (torch.empty_like(v) for v in (grad, receiver, sender, even, odd))
-        _meet[_grid(M, H)](receiver, sender, even, odd, at.to, at.by, at.pair, grad, gz, M, H, True, ROWS, COLS)
-        _sites[_grid(len(at.n), H, 1, WIDE)](gz, at.first, at.n, at.place, gr, gs, H, WIDE, num_warps=1)
+        _meet[_grid(M, H)](
+            receiver, sender, even, odd, at.to, at.by, at.pair, grad, gz, M, H, True, ROWS, COLS
+        )
+        _sites[_grid(len(at.n), H, 1, WIDE)](
+            gz, at.first, at.n, at.place, gr, gs, H, WIDE, num_warps=1
+        )
         _pairs[_grid(len(even), H)](gz, at.one, at.two, ge, go, len(even), len(odd), H, ROWS, COLS)
         return gr, gs, ge, go, None
 
+
 class Aggregate(torch.autograd.Function):
     "Sum of silu(u) over the messages to each site, (N,H)."
+
     @staticmethod
     def forward(ctx, u, at):  # (M,H), Indices
         ctx.at, H = at, u.shape[1]
@@ -110,7 +166,7 @@ class Aggregate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        u, = ctx.saved_tensors
+        (u,) = ctx.saved_tensors
         (M, H), out = u.shape, torch.empty_like(u)
         _spread[_grid(M, H)](u, grad.contiguous(), ctx.at.to, out, M, H, ROWS, COLS)
         return out, None

@@ -12,110 +12,135 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
 from .core import GROUPS
 
 # %% ../nbs/03_lattice.ipynb #8aee19b4
-BASIS = torch.tensor([
-    [[0, 1, 0], [1, 0, 0], [0, 0, 0]],   # B_1
-    [[0, 0, 1], [0, 0, 0], [1, 0, 0]],   # B_2
-    [[0, 0, 0], [0, 0, 1], [0, 1, 0]],   # B_3
-    [[1, 0, 0], [0, -1, 0], [0, 0, 0]],  # B_4
-    [[1, 0, 0], [0, 1, 0], [0, 0, -2]],  # B_5
-    [[1, 0, 0], [0, 1, 0], [0, 0, 1]],   # B_6
-], dtype=torch.float64)  # (6,3,3), equation 1
+BASIS = torch.tensor(
+    [
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],  # B_1
+        [[0, 0, 1], [0, 0, 0], [1, 0, 0]],  # B_2
+        [[0, 0, 0], [0, 0, 1], [0, 1, 0]],  # B_3
+        [[1, 0, 0], [0, -1, 0], [0, 0, 0]],  # B_4
+        [[1, 0, 0], [0, 1, 0], [0, 0, -2]],  # B_5
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],  # B_6
+    ],
+    dtype=torch.float64,
+)  # (6,3,3), equation 1
 
 # %% ../nbs/03_lattice.ipynb #f42c6452
 def _spectral(
     A: Tensor,  # (...,3,3) symmetric, float64
-    f,          # function of the eigenvalues
-    df,         # its derivative
-) -> Tensor:    # (...,3,3)
+    f,  # function of the eigenvalues
+    df,  # its derivative
+) -> Tensor:  # (...,3,3)
     "f(A), with a first derivative (no second) that exists also where eigenvalues coincide."
     w, V = torch.linalg.eigh(A.detach())
     u, v = w[..., :, None], w[..., None, :]
-    close = (u - v).abs() < 1e-5*(1 + u.abs() + v.abs())
-    slope = torch.where(close, df((u + v)/2), (f(u) - f(v))/torch.where(close, 1., u - v))
+    close = (u - v).abs() < 1e-5 * (1 + u.abs() + v.abs())
+    slope = torch.where(close, df((u + v) / 2), (f(u) - f(v)) / torch.where(close, 1.0, u - v))
     change = V.mT @ (A - A.detach()) @ V
-    return V @ (torch.diag_embed(f(w)) + slope*change) @ V.mT
+    return V @ (torch.diag_embed(f(w)) + slope * change) @ V.mT
 
 # %% ../nbs/03_lattice.ipynb #6351bee8
 def lattice_to_k(
     L: Tensor,  # (...,3,3) lattice vectors in rows, Angstrom
-) -> Tensor:    # (...,6)
+) -> Tensor:  # (...,6)
     "The six numbers of a cell: S = log(L L^T)/2 in the basis of equation 1. Raises ValueError for a cell without volume."
     D = L.double()
-    flat = ~(torch.linalg.det(D).abs() > 1e-3*D.norm(dim=-1).prod(-1))  # so written, nan is flat too
+    flat = ~(
+        torch.linalg.det(D).abs() > 1e-3 * D.norm(dim=-1).prod(-1)
+    )  # so written, nan is flat too
     if flat.any():
         at = int(flat.reshape(-1).nonzero()[0])
-        raise ValueError(f"Cell {at} is flat or not finite; give three independent lattice vectors.")
-    S = _spectral(D @ D.mT, lambda w: w.log()/2, lambda w: 1/(2*w))
+        raise ValueError(
+            f"Cell {at} is flat or not finite; give three independent lattice vectors."
+        )
+    S = _spectral(D @ D.mT, lambda w: w.log() / 2, lambda w: 1 / (2 * w))
     B = BASIS.to(S.device)
-    return torch.einsum('...ij,kij->...k', S, B/B.pow(2).sum((1, 2), keepdim=True)).to(L.dtype)
+    return torch.einsum("...ij,kij->...k", S, B / B.pow(2).sum((1, 2), keepdim=True)).to(L.dtype)
+
 
 def k_to_lattice(
     k: Tensor,  # (...,6)
-) -> Tensor:    # (...,3,3) lattice vectors in rows, Angstrom
+) -> Tensor:  # (...,3,3) lattice vectors in rows, Angstrom
     "The cell exp(S), S = sum of k_i B_i: of all orientations, the one in which L is symmetric. Raises ValueError for nan or inf."
-    if not k.isfinite().all(): raise ValueError("k is not finite; a network that diverged or a wrong scale would do that.")
-    S = torch.einsum('...k,kij->...ij', k.double(), BASIS.to(k.device))
+    if not k.isfinite().all():
+        raise ValueError("k is not finite; a network that diverged or a wrong scale would do that.")
+    S = torch.einsum("...k,kij->...ij", k.double(), BASIS.to(k.device))
     L = _spectral(S, torch.exp, torch.exp).to(k.dtype)
-    if not L.isfinite().all(): raise ValueError("k is so large that the cell overflows; a network that diverged or a wrong scale would do that.")
+    if not L.isfinite().all():
+        raise ValueError(
+            "k is so large that the cell overflows; a network that diverged or a wrong scale would do that."
+        )
     return L
 
 # %% ../nbs/03_lattice.ipynb #856e270a
 def lengths_angles(
     L: Tensor,  # (...,3,3) lattice vectors in rows, Angstrom
-) -> Tensor:    # (...,6) a, b, c in Angstrom, alpha, beta, gamma in degrees
+) -> Tensor:  # (...,6) a, b, c in Angstrom, alpha, beta, gamma in degrees
     "The conventional parameters of a cell."
-    u, v = L[..., [1, 2, 0], :], L[..., [2, 0, 1], :]  # the two vectors that enclose alpha, beta, gamma
-    angles = torch.atan2(torch.linalg.cross(u, v).norm(dim=-1), (u*v).sum(-1))
+    u, v = (
+        L[..., [1, 2, 0], :],
+        L[..., [2, 0, 1], :],
+    )  # the two vectors that enclose alpha, beta, gamma
+    angles = torch.atan2(torch.linalg.cross(u, v).norm(dim=-1), (u * v).sum(-1))
     return torch.cat([L.norm(dim=-1), torch.rad2deg(angles)], -1)
 
 # %% ../nbs/03_lattice.ipynb #d33bf8cd
 def volume(
     k: Tensor,  # (...,6)
-) -> Tensor:    # (...) cubic Angstrom
+) -> Tensor:  # (...) cubic Angstrom
     "Volume of the cell: exp(trace S) = exp(3 k_6)."
-    return (3*k[..., 5]).exp()
+    return (3 * k[..., 5]).exp()
 
 # %% ../nbs/03_lattice.ipynb #31696a9c
 TABLE1 = {  # the first space group of each family: the k_i that are free
     1: (1, 2, 3, 4, 5, 6),  # triclinic
-    3: (2, 4, 5, 6),        # monoclinic, unique axis b
-    16: (4, 5, 6),          # orthorhombic
-    75: (5, 6),             # tetragonal
-    143: (5, 6),            # trigonal and hexagonal, on hexagonal axes
-    195: (6,),              # cubic
+    3: (2, 4, 5, 6),  # monoclinic, unique axis b
+    16: (4, 5, 6),  # orthorhombic
+    75: (5, 6),  # tetragonal
+    143: (5, 6),  # trigonal and hexagonal, on hexagonal axes
+    195: (6,),  # cubic
 }
-HEXAGONAL = -math.log(3)/4  # k_1 of space groups 143 to 194
+HEXAGONAL = -math.log(3) / 4  # k_1 of space groups 143 to 194
 
 # %% ../nbs/03_lattice.ipynb #47108bdf
 @lru_cache
-@torch.inference_mode(False)  # a table first made inside inference mode could not be used in training later
-def free_components(device=torch.device('cpu')) -> Tensor:
+@torch.inference_mode(
+    False
+)  # a table first made inside inference mode could not be used in training later
+def free_components(device=torch.device("cpu")) -> Tensor:
     "Which entries of k each space group leaves free, (231,6) bool; row 0 is not used."
     family = [max(first for first in TABLE1 if first <= max(G, 1)) for G in range(GROUPS + 1)]
-    return torch.tensor([[i in TABLE1[first] for i in range(1, 7)] for first in family], device=device)
+    return torch.tensor(
+        [[i in TABLE1[first] for i in range(1, 7)] for first in family], device=device
+    )
+
 
 @lru_cache
 @torch.inference_mode(False)
-def fixed_components(device=torch.device('cpu')) -> Tensor:
+def fixed_components(device=torch.device("cpu")) -> Tensor:
     "The values of the other entries, (231,6) float64; row 0 is not used."
     value = torch.zeros(GROUPS + 1, 6, dtype=torch.float64, device=device)
     value[143:195, 0] = HEXAGONAL
     return value
 
+
 def constrain(
     k: Tensor,  # (...,6)
     G: Tensor,  # (...) int64, space group 1 to 230
-) -> Tensor:    # (...,6)
+) -> Tensor:  # (...,6)
     "k with the entries that G does not leave free set to the values of table 1."
     return torch.where(free_components(k.device)[G], k, fixed_components(k.device)[G].to(k.dtype))
 
 # %% ../nbs/03_lattice.ipynb #5de456bf
 def invariant_metric(
     G: Tensor,  # (...) int64, space group 1 to 230
-) -> Tensor:    # (...,3,3) positive definite
+) -> Tensor:  # (...,3,3) positive definite
     "A metric tensor that every operation of G leaves as it is, in fractional coordinates of the conventional cell."
     hexagonal = ((G >= 143) & (G <= 194))[..., None, None]
-    return torch.eye(3, device=G.device) - hexagonal*BASIS[0].to(G.device, torch.get_default_dtype())/2
+    return (
+        torch.eye(3, device=G.device)
+        - hexagonal * BASIS[0].to(G.device, torch.get_default_dtype()) / 2
+    )

@@ -18,18 +18,31 @@ import torch
 from torch import Tensor, nn
 
 from . import continuous, discrete
-from .core import AXES, GROUPS, K, OPS, Crystals, Channels, load_tensors, save_tensors, segment_mean, segment_sum
+from symmbfn.core import (
+    AXES,
+    GROUPS,
+    OPS,
+    Channels,
+    Crystals,
+    K,
+    load_tensors,
+    save_tensors,
+    segment_mean,
+    segment_sum,
+)
 from .data import EmpiricalPrior
 from .lattice import constrain, free_components, k_to_lattice
 from .net import Net
 from .wyckoff import wyckoff_table
 
 # %% ../nbs/08_model.ipynb #9b41625d
-SEAM = -1/16  # coordinates are wrapped into [SEAM, SEAM + 1)
+SEAM = -1 / 16  # coordinates are wrapped into [SEAM, SEAM + 1)
+
 
 def wrap(x: Tensor) -> Tensor:
     "Fractional coordinates in the unit interval whose seam no special position touches."
     return (x - SEAM) % 1 + SEAM
+
 
 def minimum_image(d: Tensor) -> Tensor:
     "Differences of fractional coordinates in [-1/2,1/2]."
@@ -37,15 +50,16 @@ def minimum_image(d: Tensor) -> Tensor:
 
 # %% ../nbs/08_model.ipynb #3b5f6f20
 def gaussian_posterior(
-    mu: Tensor,     # (...) mean of the belief
-    t: Tensor,      # time in [0,1], broadcast against mu
+    mu: Tensor,  # (...) mean of the belief
+    t: Tensor,  # time in [0,1], broadcast against mu
     sigma1: float,  # standard deviation of the belief at t = 1
-    m, s,           # mean and standard deviation of the data, broadcast against mu
+    m,
+    s,  # mean and standard deviation of the data, broadcast against mu
 ) -> tuple[Tensor, Tensor]:  # (...), (...)
     "Mean and standard deviation of a Gaussian datum given the belief."
     g = continuous.gamma(t, sigma1)
-    v = g*s**2 + 1 - g
-    return m + s**2/v*(mu - g*m), s*((1 - g)/v).sqrt()
+    v = g * s**2 + 1 - g
+    return m + s**2 / v * (mu - g * m), s * ((1 - g) / v).sqrt()
 
 # %% ../nbs/08_model.ipynb #c4e1a002
 @cache
@@ -54,158 +68,257 @@ def _kinds(device, dtype):
     "Every kind of site symmetry, one-hot (U,195), and the points of its orbits in each group, (231,U); 0 where the group has none."
     t = wyckoff_table()
     kinds, kind = torch.unique(t.S, dim=0, return_inverse=True)
-    points = torch.zeros(GROUPS + 1, len(kinds), dtype=dtype).index_put((t.G, kind), t.mult.to(dtype))
+    points = torch.zeros(GROUPS + 1, len(kinds), dtype=dtype).index_put(
+        (t.G, kind), t.mult.to(dtype)
+    )
     return discrete.one_hot(kinds, OPS, dtype).flatten(1).to(device), points.to(device)
 
-@torch.autocast('cuda', enabled=False)
-@torch.autocast('cpu', enabled=False)
+
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
 def expected_site_symmetry(
     logits: Tensor,  # (N,15,13) log-probabilities of the operations on each axis, each row up to a constant
-    G: Tensor,       # (N,) space group of each site
+    G: Tensor,  # (N,) space group of each site
 ) -> tuple[Tensor, Tensor]:  # (N,15,13) probabilities; (N,) expected number of points of the orbit
     "Probabilities of the operations over the site symmetries that the group has."
     kinds, points = _kinds(logits.device, logits.dtype)
     p = (logits.flatten(1) @ kinds.T).masked_fill(points[G] == 0, -torch.inf).softmax(-1)
-    return (p @ kinds).unflatten(1, (AXES, OPS)), (p*points[G]).sum(1)
+    return (p @ kinds).unflatten(1, (AXES, OPS)), (p * points[G]).sum(1)
 
 # %% ../nbs/08_model.ipynb #b52c1837
-PAPER = dict(parameterization='noise', sigma_k=0.02, sigma_x=0.02, beta_a=0.75, beta_S=2.0,  # meaning of scores; accuracies at t = 1
-    lambda_k=0.1, lambda_x=1.0, lambda_a=3.0, lambda_S=10.0,                        # weights of the losses
-    hidden=512, embed=128, layers=6, freqs=128,                                     # the network
-    mask_site_symmetries=False, adaptive=False, shells=0,                                       # only site symmetries that G has; layer norm by (t, G); shells of neighbours
-    properties=[])                                                                  # names of what crystals can be asked for by
-BASE = PAPER | dict(parameterization='residual', beta_a=0.25, lambda_k=1.0, lambda_x=3.0, lambda_a=1.0, lambda_S=1.0, freqs=16, mask_site_symmetries=True)
-T_MIN, NOISE_MAX = 1e-4, 10.
-X_MEAN, X_STD = SEAM + 1/2, 12**-.5  # of a coordinate that may be anywhere in the unit interval
+PAPER = dict(
+    parameterization="noise",
+    sigma_k=0.02,
+    sigma_x=0.02,
+    beta_a=0.75,
+    beta_S=2.0,  # meaning of scores; accuracies at t = 1
+    lambda_k=0.1,
+    lambda_x=1.0,
+    lambda_a=3.0,
+    lambda_S=10.0,  # weights of the losses
+    hidden=512,
+    embed=128,
+    layers=6,
+    freqs=128,  # the network
+    mask_site_symmetries=False,
+    adaptive=False,
+    shells=0,  # only site symmetries that G has; layer norm by (t, G); shells of neighbours
+    properties=[],
+)  # names of what crystals can be asked for by
+BASE = PAPER | dict(
+    parameterization="residual",
+    beta_a=0.25,
+    lambda_k=1.0,
+    lambda_x=3.0,
+    lambda_a=1.0,
+    lambda_S=1.0,
+    freqs=16,
+    mask_site_symmetries=True,
+)
+T_MIN, NOISE_MAX = 1e-4, 10.0
+X_MEAN, X_STD = SEAM + 1 / 2, 12**-0.5  # of a coordinate that may be anywhere in the unit interval
+
 
 def _check(settings):
     "Raise a ValueError that names the setting."
-    if unknown := settings.keys() - PAPER.keys(): raise ValueError(f"Unknown settings {sorted(unknown)}: choose among {list(PAPER)}.")
+    if unknown := settings.keys() - PAPER.keys():
+        raise ValueError(f"Unknown settings {sorted(unknown)}: choose among {list(PAPER)}.")
     for name, value in settings.items():
         default = PAPER[name]
-        if isinstance(default, bool) and not isinstance(value, bool): raise ValueError(f"Setting {name} is {value!r}: give True or False.")
-        if isinstance(default, list) and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)): raise ValueError(f"Setting {name} is {value!r}: give a list of names.")
-        if isinstance(default, (bool, str, list)): continue
-        if isinstance(value, bool) or not isinstance(value, (int, type(default))) or not (value > 0 or name == 'shells' and value == 0) or name.startswith('sigma') and value >= 1:
-            raise ValueError(f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {BASE[name] or 24}.")
-    if settings['embed'] % 2: raise ValueError(f"Setting embed is {settings['embed']}: give an even number.")
-    if settings['parameterization'] not in ('noise', 'residual'): raise ValueError(f"Unknown parameterization {settings['parameterization']!r}: choose 'noise' or 'residual'.")
-    if settings['shells'] and settings['parameterization'] == 'noise': raise ValueError("Shells need a lattice on a known scale: give shells=0, or parameterization='residual'.")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"Setting {name} is {value!r}: give True or False.")
+        if isinstance(default, list) and not (
+            isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        ):
+            raise ValueError(f"Setting {name} is {value!r}: give a list of names.")
+        if isinstance(default, (bool, str, list)):
+            continue
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, type(default)))
+            or not (value > 0 or name == "shells" and value == 0)
+            or name.startswith("sigma")
+            and value >= 1
+        ):
+            raise ValueError(
+                f"Setting {name} is {value!r}: give a positive number{' below 1' if name.startswith('sigma') else ''}, such as {BASE[name] or 24}."
+            )
+    if settings["embed"] % 2:
+        raise ValueError(f"Setting embed is {settings['embed']}: give an even number.")
+    if settings["parameterization"] not in ("noise", "residual"):
+        raise ValueError(
+            f"Unknown parameterization {settings['parameterization']!r}: choose 'noise' or 'residual'."
+        )
+    if settings["shells"] and settings["parameterization"] == "noise":
+        raise ValueError(
+            "Shells need a lattice on a known scale: give shells=0, or parameterization='residual'."
+        )
+
 
 def flow(
     c: Crystals,
-    t: Tensor,      # (B,) time
-    noise: Channels,   # standard normal, shaped like the beliefs
-    settings: dict, # sigma_k, sigma_x, beta_a, beta_S
+    t: Tensor,  # (B,) time
+    noise: Channels,  # standard normal, shaped like the beliefs
+    settings: dict,  # sigma_k, sigma_x, beta_a, beta_S
 ) -> Channels:
     "Beliefs about known crystals at time t, drawn from the flow distributions, equations 12 and 18."
     t, s = t[:, None], settings
-    k = continuous.flow(c.k.to(t.dtype), t, s['sigma_k'], noise.k)
-    x = continuous.flow(wrap(c.x).to(t.dtype), t[c.b], s['sigma_x'], noise.x)
-    a = discrete.flow(discrete.one_hot(c.a - 1, K, t.dtype), t[c.b], s['beta_a'], noise.a)
-    S = discrete.flow(discrete.one_hot(c.S, OPS, t.dtype), t[c.b][:, None], s['beta_S'], noise.S)
+    k = continuous.flow(c.k.to(t.dtype), t, s["sigma_k"], noise.k)
+    x = continuous.flow(wrap(c.x).to(t.dtype), t[c.b], s["sigma_x"], noise.x)
+    a = discrete.flow(discrete.one_hot(c.a - 1, K, t.dtype), t[c.b], s["beta_a"], noise.a)
+    S = discrete.flow(discrete.one_hot(c.S, OPS, t.dtype), t[c.b][:, None], s["beta_S"], noise.S)
     return Channels(constrain(k, c.G), x, a, S)
+
 
 class Model(nn.Module):
     "SymmBFN: beliefs, time and space group -> estimates of the crystal."
-    def __init__(self,
+
+    def __init__(
+        self,
         **settings,  # any of PAPER's, which are the defaults
     ):
         super().__init__()
         self.settings = PAPER | settings
         _check(self.settings)
-        self.settings['properties'] = list(self.settings['properties'])
-        network = 'hidden', 'embed', 'layers', 'freqs', 'shells', 'adaptive'
+        self.settings["properties"] = list(self.settings["properties"])
+        network = "hidden", "embed", "layers", "freqs", "shells", "adaptive"
         for name, value in self.settings.items():
-            if name not in network: setattr(self, name, value)
-        self.net = Net(**{name: self.settings[name] for name in network}, use_n_atoms=self.mask_site_symmetries, properties=len(self.properties))
-        self.register_buffer('k_mean', torch.zeros(6)); self.register_buffer('k_std', torch.ones(6))
-        if self.properties: self.register_buffer('y_mean', torch.zeros(len(self.properties))); self.register_buffer('y_std', torch.ones(len(self.properties)))
+            if name not in network:
+                setattr(self, name, value)
+        self.net = Net(
+            **{name: self.settings[name] for name in network},
+            use_n_atoms=self.mask_site_symmetries,
+            properties=len(self.properties),
+        )
+        self.register_buffer("k_mean", torch.zeros(6))
+        self.register_buffer("k_std", torch.ones(6))
+        if self.properties:
+            self.register_buffer("y_mean", torch.zeros(len(self.properties)))
+            self.register_buffer("y_std", torch.ones(len(self.properties)))
 
-    def standardise(self,
+    def standardise(
+        self,
         c: Crystals,  # the training set
-        y=None,       # (B,P) its properties, NaN where unknown
+        y=None,  # (B,P) its properties, NaN where unknown
     ):
         "Remember mean and standard deviation of every component of k, over the crystals that are free in it, and of every property, over those that have it."
         for i in range(6):
             values = c.k[free_components(c.G.device)[c.G, i], i]
-            if len(values) > 1: self.k_mean[i], self.k_std[i] = values.mean(), values.std().clamp(min=0.01)
+            if len(values) > 1:
+                self.k_mean[i], self.k_std[i] = values.mean(), values.std().clamp(min=0.01)
         for i, name in enumerate(self.properties):
             known = y[y[:, i].isfinite(), i]
-            if not (len(known) > 1 and known.std() > 0): raise ValueError(f"Property {name} has less than two different values: leave it out, or give data that has it.")
+            if not (len(known) > 1 and known.std() > 0):
+                raise ValueError(
+                    f"Property {name} has less than two different values: leave it out, or give data that has it."
+                )
             self.y_mean[i], self.y_std[i] = known.mean(), known.std()
         return self
 
-    def forward(self,
+    def forward(
+        self,
         theta: Channels,  # beliefs
-        t: Tensor,     # (B,) time in [0,1]
-        G: Tensor,     # (B,) space groups
-        b: Tensor,     # (N,) crystal of each site
-        y=None,        # (B,P) properties asked for, in their own units, NaN where any will do; None: none asked for
-    ) -> Channels:        # estimates: data means of k and x, probabilities of a and S
+        t: Tensor,  # (B,) time in [0,1]
+        G: Tensor,  # (B,) space groups
+        b: Tensor,  # (N,) crystal of each site
+        y=None,  # (B,P) properties asked for, in their own units, NaN where any will do; None: none asked for
+    ) -> Channels:  # estimates: data means of k and x, probabilities of a and S
         "What the network makes of the beliefs, the lattice masked by table 1, coordinates wrapped."
         t = t.clamp(min=T_MIN)
-        k, x, e = (self.by_noise if self.parameterization == 'noise' else self.by_datum)(theta, t, G, b, self.target(y, t))
+        k, x, e = (self.by_noise if self.parameterization == "noise" else self.by_datum)(
+            theta, t, G, b, self.target(y, t)
+        )
         S = expected_site_symmetry(e.S, G[b])[0] if self.mask_site_symmetries else e.S.softmax(-1)
         return Channels(constrain(k, G), wrap(x), e.a.softmax(-1), S)
 
     def target(self, y, t):
         "What the network sees of the properties asked for."
-        if not self.properties and y is not None: raise ValueError("This model knows no properties: train one with properties, or ask for none.")
-        if not self.properties: return None
-        return torch.full((len(t), len(self.properties)), torch.nan).to(t) if y is None else ((y - self.y_mean)/self.y_std).to(t.dtype)
+        if not self.properties and y is not None:
+            raise ValueError(
+                "This model knows no properties: train one with properties, or ask for none."
+            )
+        if not self.properties:
+            return None
+        return (
+            torch.full((len(t), len(self.properties)), torch.nan).to(t)
+            if y is None
+            else ((y - self.y_mean) / self.y_std).to(t.dtype)
+        )
 
     def symmetry(self, theta, G, b):
         "What the network sees of the site symmetries, and the logarithm of the expected number of atoms."
-        if not self.mask_site_symmetries: return theta.S, None
+        if not self.mask_site_symmetries:
+            return theta.S, None
         S, points = expected_site_symmetry(theta.S.clamp(min=1e-30).log(), G[b])
-        return S, segment_sum(points, b, len(G)).clamp(min=1).log() - 3  # a crystal of padding may have no sites
+        return S, segment_sum(points, b, len(G)).clamp(
+            min=1
+        ).log() - 3  # a crystal of padding may have no sites
 
     def by_noise(self, theta, t, G, b, y):
         "Lattice and coordinates by equation 14, from the noise in the means; the scores."
         S, atoms = self.symmetry(theta, G, b)
         e = self.net(Channels(theta.k, theta.x, theta.a, S), t, G, b, atoms=atoms, y=y)
-        read = lambda mu, t, e, sigma1: continuous.datum(mu, t, e.clamp(-NOISE_MAX, NOISE_MAX), sigma1)
-        return read(theta.k, t[:, None], e.k, self.sigma_k), read(theta.x, t[b][:, None], theta.x + e.x, self.sigma_x), e
+        read = lambda mu, t, e, sigma1: continuous.datum(
+            mu, t, e.clamp(-NOISE_MAX, NOISE_MAX), sigma1
+        )
+        return (
+            read(theta.k, t[:, None], e.k, self.sigma_k),
+            read(theta.x, t[b][:, None], theta.x + e.x, self.sigma_x),
+            e,
+        )
 
     def by_datum(self, theta, t, G, b, y):
         "Lattice and coordinates from their distance to what would be said without a network; the scores, and in them what the beliefs say of classes."
         g_k, g_x = continuous.gamma(t[:, None], self.sigma_k), continuous.gamma(t, self.sigma_x)
         k, k_std = gaussian_posterior(theta.k, t[:, None], self.sigma_k, self.k_mean, self.k_std)
-        scale = (g_k*(g_k*self.k_std**2 + 1 - g_k)).sqrt()
-        seen_k = (theta.k - g_k*self.k_mean)/scale*free_components(G.device)[G]
-        seen_x, beta = wrap(theta.x/g_x[b, None]), g_x/(1 - g_x)
+        scale = (g_k * (g_k * self.k_std**2 + 1 - g_k)).sqrt()
+        seen_k = (theta.k - g_k * self.k_mean) / scale * free_components(G.device)[G]
+        seen_x, beta = wrap(theta.x / g_x[b, None]), g_x / (1 - g_x)
         L = k_to_lattice(constrain(k, G)) if self.net.shells else None
         S, atoms = self.symmetry(theta, G, b)
-        e = self.net(Channels(seen_k, seen_x, K**.5*theta.a, OPS**.5*S), t, G, b, 1/beta, L, atoms, y)
-        e = replace(e, **{f: getattr(e, f) + getattr(theta, f).clamp(min=1e-30).log() for f in 'aS'})
-        known = X_STD**2/(X_STD**2 + 1/beta)[b, None]
-        return k + k_std*e.k, X_MEAN + known*(seen_x - X_MEAN) + X_STD*(1 - known).sqrt()*e.x, e
+        e = self.net(
+            Channels(seen_k, seen_x, K**0.5 * theta.a, OPS**0.5 * S), t, G, b, 1 / beta, L, atoms, y
+        )
+        e = replace(
+            e, **{f: getattr(e, f) + getattr(theta, f).clamp(min=1e-30).log() for f in "aS"}
+        )
+        known = X_STD**2 / (X_STD**2 + 1 / beta)[b, None]
+        return (
+            k + k_std * e.k,
+            X_MEAN + known * (seen_x - X_MEAN) + X_STD * (1 - known).sqrt() * e.x,
+            e,
+        )
 
     def flow(self, c, t, noise):
         "Beliefs about known crystals, `flow` with the settings of this model."
         return flow(c, t, noise, self.settings)
 
-    def losses(self,
+    def losses(
+        self,
         c: Crystals,
-        t: Tensor,      # (B,) time
+        t: Tensor,  # (B,) time
         noise: Channels,
-        y=None,         # (B,P) properties, NaN where they are to be unknown
-        weight=None,    # (B,) of the crystals, with sum 1; None: they count alike
-    ) -> Channels:         # four scalars
+        y=None,  # (B,P) properties, NaN where they are to be unknown
+        weight=None,  # (B,) of the crystals, with sum 1; None: they count alike
+    ) -> Channels:  # four scalars
         "The continuous-time losses of the four channels, equations 15, 21, 23, 24 per variable, unweighted."
         est, t = self(self.flow(c, t, noise), t, c.G, c.b, y), t[:, None]
         mean = lambda v: v.mean() if weight is None else v @ weight
         per_site = lambda v: mean(segment_mean(v.flatten(1).mean(1), c.b, len(c)))
-        k, open_k = continuous.loss(c.k.to(t.dtype) - est.k, t, self.sigma_k), free_components(c.G.device)[c.G]
+        k, open_k = (
+            continuous.loss(c.k.to(t.dtype) - est.k, t, self.sigma_k),
+            free_components(c.G.device)[c.G],
+        )
         x = continuous.loss(minimum_image(c.x.to(t.dtype) - est.x), t[c.b], self.sigma_x)
         a = discrete.loss(discrete.one_hot(c.a - 1, K, t.dtype) - est.a, t[c.b], self.beta_a)
         S = discrete.loss(discrete.one_hot(c.S, OPS, t.dtype) - est.S, t[c.b][:, None], self.beta_S)
-        return Channels(mean(k.sum(1)/open_k.sum(1)), per_site(x), per_site(a[:, None]), per_site(S))
+        return Channels(
+            mean(k.sum(1) / open_k.sum(1)), per_site(x), per_site(a[:, None]), per_site(S)
+        )
 
     def total(self, losses: Channels) -> Tensor:
         "The weighted sum that training minimises, section A.3."
-        return sum(getattr(self, f'lambda_{f}')*v for f, v in vars(losses).items())
+        return sum(getattr(self, f"lambda_{f}") * v for f, v in vars(losses).items())
 
 # %% ../nbs/08_model.ipynb #49e8b3fa
 def channel_shapes(
@@ -216,60 +329,93 @@ def channel_shapes(
     B, N = len(G), len(b)
     return dict(k=(B, 6), x=(N, 3), a=(N, K), S=(N, AXES, OPS))
 
+
 def standard_normal(
-    G: Tensor, b: Tensor,  # (B,) and (N,)
-    generator=None,        # torch.Generator on the same device
+    G: Tensor,
+    b: Tensor,  # (B,) and (N,)
+    generator=None,  # torch.Generator on the same device
     dtype=torch.float32,
 ) -> Channels:
     "Standard normal noise for all channels."
-    return Channels(**{f: torch.randn(s, generator=generator, device=G.device, dtype=dtype) for f, s in channel_shapes(G, b).items()})
+    return Channels(
+        **{
+            f: torch.randn(s, generator=generator, device=G.device, dtype=dtype)
+            for f, s in channel_shapes(G, b).items()
+        }
+    )
+
 
 def initial_beliefs(
-    G: Tensor, b: Tensor,  # (B,) and (N,)
+    G: Tensor,
+    b: Tensor,  # (B,) and (N,)
     dtype=torch.float32,
 ) -> Channels:
     "The beliefs at t = 0: means 0 (masked by table 1), classes equally probable."
     s = channel_shapes(G, b)
     new = lambda f, v: torch.full(s[f], v, device=G.device, dtype=dtype)
-    return Channels(constrain(new('k', 0.), G), new('x', 0.), new('a', 1/K), new('S', 1/OPS))
+    return Channels(constrain(new("k", 0.0), G), new("x", 0.0), new("a", 1 / K), new("S", 1 / OPS))
 
 # %% ../nbs/08_model.ipynb #3d6af91d
 class Trained(NamedTuple):
     "A trained model and what belongs to it."
-    model: Model    # in evaluation mode
+
+    model: Model  # in evaluation mode
     prior: EmpiricalPrior  # of the training set: what sampling starts from
-    meta: object    # what it is: its training, its data, its measured properties
+    meta: object  # what it is: its training, its data, its measured properties
+
 
 def digest(tensors):
     "A name for the content of some tensors."
     sha = hashlib.sha256()
-    for name, t in sorted(tensors.items()): sha.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, t in sorted(tensors.items()):
+        sha.update(
+            name.encode()
+            + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return sha.hexdigest()
 
+
 def save_model(
-    path,           # file to write, .safetensors
+    path,  # file to write, .safetensors
     model: Model,
-    prior: EmpiricalPrior, # of the training set
-    meta=None,      # anything JSON can hold
-    dtype=None,     # of the network's weights in the file: torch.bfloat16 halves it; None: as they are
+    prior: EmpiricalPrior,  # of the training set
+    meta=None,  # anything JSON can hold
+    dtype=None,  # of the network's weights in the file: torch.bfloat16 halves it; None: as they are
 ):
     "Write a model as one safetensors file."
-    stored = lambda k, v: v.to(dtype) if dtype and k.startswith('net.') else v
-    tensors = {k: stored(k, v) for k, v in model.state_dict().items()} | {f'prior.{k}': v for k, v in prior._asdict().items()}
-    save_tensors(path, tensors, dict(kind='symmbfn model', settings=model.settings, digest=digest(tensors), meta=meta))
+    stored = lambda k, v: v.to(dtype) if dtype and k.startswith("net.") else v
+    tensors = {k: stored(k, v) for k, v in model.state_dict().items()} | {
+        f"prior.{k}": v for k, v in prior._asdict().items()
+    }
+    save_tensors(
+        path,
+        tensors,
+        dict(kind="symmbfn model", settings=model.settings, digest=digest(tensors), meta=meta),
+    )
+
 
 def load(
     path=None,  # a file written by save_model; None: the weights that come with the package
 ) -> Trained:
     "Read a trained model. Raises FileNotFoundError, or ValueError for a damaged or foreign file."
-    path = files('symmbfn')/'weights.safetensors' if path is None else path
+    path = files("symmbfn") / "weights.safetensors" if path is None else path
     tensors, about = load_tensors(path)
-    if not isinstance(about, dict) or about.get('kind') != 'symmbfn model':
-        raise ValueError(f"{path} holds no symmbfn model: give a file written by symmbfn.model.save_model.")
-    if about.get('digest') != digest(tensors): raise ValueError(f"{path} is damaged, its content is not what was written: fetch or train it again.")
+    if not isinstance(about, dict) or about.get("kind") != "symmbfn model":
+        raise ValueError(
+            f"{path} holds no symmbfn model: give a file written by symmbfn.model.save_model."
+        )
+    if about.get("digest") != digest(tensors):
+        raise ValueError(
+            f"{path} is damaged, its content is not what was written: fetch or train it again."
+        )
     try:
-        prior, model = EmpiricalPrior(*(tensors.pop(f'prior.{k}') for k in EmpiricalPrior._fields)), Model(**about['settings'])
+        prior, model = (
+            EmpiricalPrior(*(tensors.pop(f"prior.{k}") for k in EmpiricalPrior._fields)),
+            Model(**about["settings"]),
+        )
         model.load_state_dict(tensors)
-        return Trained(model.eval(), prior, about['meta'])
+        return Trained(model.eval(), prior, about["meta"])
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
-        raise ValueError(f"{path} is not a whole model of this version of symmbfn ({type(e).__name__}: {str(e).splitlines()[0]}): fetch or train it again.") from e
+        raise ValueError(
+            f"{path} is not a whole model of this version of symmbfn ({type(e).__name__}: {str(e).splitlines()[0]}): fetch or train it again."
+        ) from e

@@ -16,80 +16,102 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .core import AXES, GROUPS, K, OPS, Channels, batch_index, pairs, segment_mean, segment_sum
+from symmbfn.core import (
+    AXES,
+    GROUPS,
+    OPS,
+    Channels,
+    K,
+    batch_index,
+    pairs,
+    segment_mean,
+    segment_sum,
+)
 from .wyckoff import general_position, wyckoff_table
 
 # %% ../nbs/07_net.ipynb #36ed9bfa
 def f_pos(
     t: Tensor,  # (B,) time in [0,1]
-    dim: int,   # even
-) -> Tensor:    # (B,dim)
+    dim: int,  # even
+) -> Tensor:  # (B,dim)
     "Sinusoidal encoding of time."
-    wave = torch.exp(torch.arange(dim//2, device=t.device, dtype=t.dtype) * (-math.log(10000.)/(dim//2)))
-    angle = 1000*t[:, None]*wave
+    wave = torch.exp(
+        torch.arange(dim // 2, device=t.device, dtype=t.dtype) * (-math.log(10000.0) / (dim // 2))
+    )
+    angle = 1000 * t[:, None] * wave
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 # %% ../nbs/07_net.ipynb #07e00002
 WAVES = 8  # of the encoding of a property
 
+
 def f_property(
     y: Tensor,  # (B,P) standardised properties, NaN where unknown
-) -> Tensor:    # (B,P*(2+2*WAVES))
+) -> Tensor:  # (B,P*(2+2*WAVES))
     "Encoding of properties, section 3.1."
     known = y.isfinite()[..., None]
     v = torch.where(known, y[..., None], 0)
-    angle = v*torch.arange(1, WAVES + 1, device=y.device, dtype=y.dtype)*(math.pi/8)
-    return (torch.cat([known.to(y), v, angle.sin(), angle.cos()], -1)*known).flatten(1)
+    angle = v * torch.arange(1, WAVES + 1, device=y.device, dtype=y.dtype) * (math.pi / 8)
+    return (torch.cat([known.to(y), v, angle.sin(), angle.cos()], -1) * known).flatten(1)
 
 # %% ../nbs/07_net.ipynb #5969db2f
 def f_fourier(
-    d: Tensor,   # (...,3) fractional coordinates, or a difference of them
+    d: Tensor,  # (...,3) fractional coordinates, or a difference of them
     freqs: int,  # M
-    var=None,    # (...) variance of each component of d; None: d is known
+    var=None,  # (...) variance of each component of d; None: d is known
 ) -> tuple[Tensor, Tensor]:  # (...,3M), (...,3M): the odd half (sines) and the even half (cosines)
     "Fourier features of positions, or of differences of positions, or what a Gaussian belief expects of them."
     m = torch.arange(1, freqs + 1, device=d.device, dtype=d.dtype)
-    angle = ((d - d.round())[..., None]*m*(2*math.pi)).flatten(-2)  # minimum image first: m*d keeps its digits
-    if var is None: return angle.sin(), angle.cos()
-    known = torch.exp(-2*(math.pi*m)**2*var[..., None])
-    known = torch.where(known > 1e-6, known, 0).repeat(*[1]*var.ndim, 3)  # what is smaller is nothing, and slow: CPUs multiply denormal numbers slowly
-    return angle.sin()*known, angle.cos()*known
+    angle = ((d - d.round())[..., None] * m * (2 * math.pi)).flatten(
+        -2
+    )  # minimum image first: m*d keeps its digits
+    if var is None:
+        return angle.sin(), angle.cos()
+    known = torch.exp(-2 * (math.pi * m) ** 2 * var[..., None])
+    known = torch.where(known > 1e-6, known, 0).repeat(
+        *[1] * var.ndim, 3
+    )  # what is smaller is nothing, and slow: CPUs multiply denormal numbers slowly
+    return angle.sin() * known, angle.cos() * known
 
 # %% ../nbs/07_net.ipynb #a7d15c22
 @cache
 def _steps(device, dtype):
     "The eight sets of axes, (3,8), and for each two axes whether both are in, (3,8)."
-    one = torch.cartesian_prod(*[torch.arange(2)]*3).T
-    return one.to(device, dtype), (one[[0, 0, 1]]*one[[1, 2, 2]]).to(device, dtype)
+    one = torch.cartesian_prod(*[torch.arange(2)] * 3).T
+    return one.to(device, dtype), (one[[0, 0, 1]] * one[[1, 2, 2]]).to(device, dtype)
+
 
 def nearest_image(
-    d: Tensor,       # (Q,3) differences of fractional coordinates
+    d: Tensor,  # (Q,3) differences of fractional coordinates
     metric: Tensor,  # (Q,3,3) L L^T
-) -> Tensor:         # (Q,) square of the distance to the nearest translate
+) -> Tensor:  # (Q,) square of the distance to the nearest translate
     "Squared distance under lattice translations."
     one, two = _steps(d.device, d.dtype)
     d = d - d.round()
     gd, e = (metric @ d[:, :, None])[:, :, 0], d.sign()
-    single = metric.diagonal(dim1=1, dim2=2) - 2*e*gd
-    double = 2*torch.stack([e[:, i]*e[:, j]*metric[:, i, j] for i, j in ((0, 1), (0, 2), (1, 2))], 1)
-    return ((d*gd).sum(1) + (single @ one + double @ two).amin(1)).clamp(min=0)
+    single = metric.diagonal(dim1=1, dim2=2) - 2 * e * gd
+    double = 2 * torch.stack(
+        [e[:, i] * e[:, j] * metric[:, i, j] for i, j in ((0, 1), (0, 2), (1, 2))], 1
+    )
+    return ((d * gd).sum(1) + (single @ one + double @ two).amin(1)).clamp(min=0)
 
 # %% ../nbs/07_net.ipynb #a7d15c02
 SHELL_WIDTH, SHELL_MAX = 0.25, 6.0  # Angstrom: w, and the radius of the last shell
 
+
 @torch.no_grad()
-@torch.autocast('cuda', enabled=False)  # coordinates need their digits
-@torch.autocast('cpu', enabled=False)
+@torch.autocast("cuda", enabled=False)  # coordinates need their digits
+@torch.autocast("cpu", enabled=False)
 def shells(
-    x: Tensor,        # (N,3) fractional coordinates
-    L: Tensor,        # (B,3,3) lattice vectors in rows, Angstrom
-    G: Tensor,        # (B,) space groups
+    x: Tensor,  # (N,3) fractional coordinates
+    L: Tensor,  # (B,3,3) lattice vectors in rows, Angstrom
+    G: Tensor,  # (B,) space groups
     crystal: Tensor,  # (P,) crystal of each pair of sites
-    i: Tensor,        # (P,) the site in the middle
-    j: Tensor,        # (P,) the site whose images are counted
-    var: Tensor,      # (B,) variance of a difference of coordinates
-    count: int,       # number of shells
-) -> Tensor:          # (P,count)
+    i: Tensor,  # (P,) the site in the middle
+    j: Tensor,  # (P,) the site whose images are counted
+    var: Tensor,  # (B,) variance of a difference of coordinates
+    count: int,  # number of shells
+) -> Tensor:  # (P,count)
     "Images of one site on shells around another, log(1 + number)."
     t, own = wyckoff_table(x.device, x.dtype), general_position(G)
     pair, o = batch_index(t.mult[own][crystal])
@@ -97,25 +119,31 @@ def shells(
     W = t.W[t.start[own][c] + o]
     d = (W[:, :, :3] @ x[j][pair][:, :, None])[:, :, 0] + W[:, :, 3] - x[i][pair]
     r = nearest_image(d, (L @ L.mT)[c]).sqrt()[:, None]
-    width = (SHELL_WIDTH**2 + var*L.square().sum((1, 2))/3).sqrt()[c, None]
-    near = torch.exp(-((r - torch.linspace(0, SHELL_MAX, count).to(x))/width)**2/2)*(SHELL_WIDTH/width)
+    width = (SHELL_WIDTH**2 + var * L.square().sum((1, 2)) / 3).sqrt()[c, None]
+    near = torch.exp(-(((r - torch.linspace(0, SHELL_MAX, count).to(x)) / width) ** 2) / 2) * (
+        SHELL_WIDTH / width
+    )
     return segment_sum(torch.where(near > 1e-6, near, 0), pair, len(i)).log1p()
 
 # %% ../nbs/07_net.ipynb #a7d15c06
 @dataclass(frozen=True)
 class DenseBlocks:
     "Where the N sites and M = sum of n^2 messages of a batch stand, crystals of equal size side by side."
-    sizes: list      # of (crystals, sites in each), for every size
-    site: Tensor     # (N,) the site at each place
+
+    sizes: list  # of (crystals, sites in each), for every size
+    site: Tensor  # (N,) the site at each place
     crystal: Tensor  # (N,) its crystal
-    i: Tensor        # (P+N,) the pairs of sites i < j, then each site with itself
-    j: Tensor        # (P+N,)
-    order: Tensor    # (M,) messages by crystal, receiver and sender, as rows of [to i, to j, to oneself]
-    place: Tensor    # (M,) the inverse of `order`
+    i: Tensor  # (P+N,) the pairs of sites i < j, then each site with itself
+    j: Tensor  # (P+N,)
+    order: (
+        Tensor  # (M,) messages by crystal, receiver and sender, as rows of [to i, to j, to oneself]
+    )
+    place: Tensor  # (M,) the inverse of `order`
+
 
 def dense_blocks(
     b: Tensor,  # (N,) crystal of each site, ascending
-    B: int,     # number of crystals
+    B: int,  # number of crystals
 ) -> DenseBlocks:
     "Sort the crystals of a batch by size."
     n = torch.bincount(b, minlength=B)
@@ -123,39 +151,54 @@ def dense_blocks(
     first, n = (torch.cumsum(n, 0) - n)[order], n[order]
     c, p = batch_index(n)
     site, start, m, (i, j) = first[c] + p, (torch.cumsum(n**2, 0) - n**2)[c], n[c], pairs(n)
-    place = torch.cat([start[i] + p[i]*m[i] + p[j], start[j] + p[j]*m[j] + p[i], start + p*m + p])
+    place = torch.cat(
+        [start[i] + p[i] * m[i] + p[j], start[j] + p[j] * m[j] + p[i], start + p * m + p]
+    )
     size, count = torch.unique_consecutive(n, return_counts=True)
-    return DenseBlocks(list(zip(count.tolist(), size.tolist())), site, order[c], torch.cat([site[i], site]), torch.cat([site[j], site]),
-        torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=b.device)), place)
+    return DenseBlocks(
+        list(zip(count.tolist(), size.tolist())),
+        site,
+        order[c],
+        torch.cat([site[i], site]),
+        torch.cat([site[j], site]),
+        torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=b.device)),
+        place,
+    )
+
 
 def split_blocks(
     v: Tensor,  # (N,H) sites or (M,H) messages
-    sizes,      # Layout.sizes
+    sizes,  # Layout.sizes
     axes: int,  # 1 for sites, 2 for messages
-) -> list:      # of (crystals, n, H) or (crystals, n, n, H), views of v
+) -> list:  # of (crystals, n, H) or (crystals, n, n, H), views of v
     "The dense block of each size."
-    return [part.view(B, *[n]*axes, v.shape[1]) for part, (B, n) in zip(v.split([B*n**axes for B, n in sizes]), sizes)]
+    return [
+        part.view(B, *[n] * axes, v.shape[1])
+        for part, (B, n) in zip(v.split([B * n**axes for B, n in sizes]), sizes)
+    ]
 
 # %% ../nbs/07_net.ipynb #07f00002
 @dataclass(frozen=True)
 class EdgeIndex:
     "Where the N sites and M messages of a batch stand, by receiver and sender; -1: none."
-    site: Tensor     # (N,) as in Layout: sites stay where they are
+
+    site: Tensor  # (N,) as in Layout: sites stay where they are
     crystal: Tensor  # (N,)
-    i: Tensor        # (P+N,) the pairs of sites i < j, then each site with itself
-    j: Tensor        # (P+N,)
-    to: Tensor       # (M,) receiver of each message
-    by: Tensor       # (M,) its sender
-    pair: Tensor     # (M,) and their pair
-    first: Tensor    # (N,) first message to each site
-    n: Tensor        # (N,) messages to each site, and from it
-    place: Tensor    # (N,) of the site in its crystal
-    one: Tensor      # (P+N,) the message from j to i
-    two: Tensor      # (P+N,) the message from i to j, if that is another
+    i: Tensor  # (P+N,) the pairs of sites i < j, then each site with itself
+    j: Tensor  # (P+N,)
+    to: Tensor  # (M,) receiver of each message
+    by: Tensor  # (M,) its sender
+    pair: Tensor  # (M,) and their pair
+    first: Tensor  # (N,) first message to each site
+    n: Tensor  # (N,) messages to each site, and from it
+    place: Tensor  # (N,) of the site in its crystal
+    one: Tensor  # (P+N,) the message from j to i
+    two: Tensor  # (P+N,) the message from i to j, if that is another
+
 
 def edge_index(
     b: Tensor,  # (N,) crystal of each site, ascending
-    B: int,     # number of crystals
+    B: int,  # number of crystals
     padded_sizes=None,  # (M, P) that is enough for all messages and pairs; then the last crystal is padding. None: as many as there are
 ) -> EdgeIndex:
     "Number the messages of a batch."
@@ -163,70 +206,125 @@ def edge_index(
     size = segment_sum(torch.ones_like(b), b, B)
     n = size[b] if padded_sizes is None else torch.where(b < B - 1, size[b], 0)
     place = site - (size.cumsum(0) - size)[b]
-    first, behind = n.cumsum(0) - n, (n - 1 - place).clamp(min=0)  # sites behind it, with which it makes pairs
+    first, behind = (
+        n.cumsum(0) - n,
+        (n - 1 - place).clamp(min=0),
+    )  # sites behind it, with which it makes pairs
     M, P = (int(n.sum()), int(behind.sum())) if padded_sizes is None else padded_sizes
     to, other = batch_index(n, M)
     i, step = batch_index(behind, P)
-    beyond, gap, to, i = to == len(b), i == len(b), to.clamp(max=len(b) - 1), i.clamp(max=len(b) - 1)
+    beyond, gap, to, i = (
+        to == len(b),
+        i == len(b),
+        to.clamp(max=len(b) - 1),
+        i.clamp(max=len(b) - 1),
+    )
     by, j = torch.where(beyond, to, to - place[to] + other), torch.where(gap, i, i + 1 + step)
     low, high = torch.minimum(to, by), torch.maximum(to, by)
     pair = torch.where(low == high, P + low, (behind.cumsum(0) - behind)[low] + high - low - 1)
-    one = torch.cat([torch.where(gap, -1, first[i] + place[j]), torch.where(n > 0, first + place, -1)])
+    one = torch.cat(
+        [torch.where(gap, -1, first[i] + place[j]), torch.where(n > 0, first + place, -1)]
+    )
     two = torch.cat([torch.where(gap, -1, first[j] + place[i]), torch.full_like(site, -1)])
-    return EdgeIndex(site, b, torch.cat([i, site]), torch.cat([j, site]), torch.where(beyond, -1, to), by, pair, first, n, place, one, two)
+    return EdgeIndex(
+        site,
+        b,
+        torch.cat([i, site]),
+        torch.cat([j, site]),
+        torch.where(beyond, -1, to),
+        by,
+        pair,
+        first,
+        n,
+        place,
+        one,
+        two,
+    )
 
 # %% ../nbs/07_net.ipynb #a7d15c08
 class EdgeSum(torch.autograd.Function):
     "receiver + sender + even +- odd for every message, (M,H)."
+
     @staticmethod
     def forward(ctx, receiver, sender, even, odd, at):  # (N,H), (N,H), (P+N,H), (P,H), Layout
         ctx.at, P = at, len(odd)
         z = even.new_empty(P + len(even), even.shape[1])
-        torch.add(even[:P], odd, out=z[:P]); torch.sub(even[:P], odd, out=z[P:2*P]); z[2*P:] = even[P:]
+        torch.add(even[:P], odd, out=z[:P])
+        torch.sub(even[:P], odd, out=z[P : 2 * P])
+        z[2 * P :] = even[P:]
         z = z.index_select(0, at.order)
-        for v, to, by in zip(*(split_blocks(v, at.sizes, axes) for v, axes in ((z, 2), (receiver, 1), (sender, 1)))):
+        for v, to, by in zip(
+            *(split_blocks(v, at.sizes, axes) for v, axes in ((z, 2), (receiver, 1), (sender, 1)))
+        ):
             v += to[:, :, None]
             v += by[:, None]
         return z
 
     @staticmethod
     def backward(ctx, grad):
-        receiver, sender = (torch.cat([v.sum(axis).flatten(0, 1) for v in split_blocks(grad, ctx.at.sizes, 2)]) for axis in (2, 1))
-        P = (len(grad) - len(receiver))//2
+        receiver, sender = (
+            torch.cat([v.sum(axis).flatten(0, 1) for v in split_blocks(grad, ctx.at.sizes, 2)])
+            for axis in (2, 1)
+        )
+        P = (len(grad) - len(receiver)) // 2
         to_i, to_j, own = grad.index_select(0, ctx.at.place).split([P, P, len(receiver)])
         return receiver, sender, torch.cat([to_i + to_j, own]), to_i - to_j, None
 
 # %% ../nbs/07_net.ipynb #07a5579d
-def mlp(inputs: int, hidden: int, outputs: int): return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+def mlp(inputs: int, hidden: int, outputs: int):
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
 
 def gather(v: Tensor, i: Tensor) -> Tensor:
     "v[i]. Its gradient is summed in a fixed order, that of v[i] on several CPU threads in any, so that no two runs would be the same."
     return v.index_select(0, i)
 
-def silu(v: Tensor) -> Tensor: return F.silu(v, inplace=not torch.is_grad_enabled())
 
-def edge_preactivation(receiver, sender, even, odd, at):  # (N,H), (N,H), (P+N,H), (P,H), Layout or Indices
+def silu(v: Tensor) -> Tensor:
+    return F.silu(v, inplace=not torch.is_grad_enabled())
+
+
+def edge_preactivation(
+    receiver, sender, even, odd, at
+):  # (N,H), (N,H), (P+N,H), (P,H), Layout or Indices
     "silu(receiver + sender + even +- odd) for every message, (M,H)."
-    if isinstance(at, DenseBlocks): return silu(EdgeSum.apply(receiver, sender, even, odd, at))
+    if isinstance(at, DenseBlocks):
+        return silu(EdgeSum.apply(receiver, sender, even, odd, at))
     if receiver.is_cuda:
         from symmbfn.fused import EdgePreactivation
+
         return EdgePreactivation.apply(receiver, sender, even, odd, at)
     real, to = at.to >= 0, at.to.clamp(min=0)
-    odd = torch.cat([odd, torch.zeros_like(even[len(odd):])])  # a site with itself
-    return F.silu(receiver[to] + sender[at.by] + even[at.pair] + (at.by - to).sign()[:, None]*odd[at.pair])*real[:, None]
+    odd = torch.cat([odd, torch.zeros_like(even[len(odd) :])])  # a site with itself
+    return (
+        F.silu(
+            receiver[to]
+            + sender[at.by]
+            + even[at.pair]
+            + (at.by - to).sign()[:, None] * odd[at.pair]
+        )
+        * real[:, None]
+    )
+
 
 def aggregate(z, at):  # (M,H), Layout or Indices
     "Sum of silu(z) over the messages to each site, (N,H)."
-    if isinstance(at, DenseBlocks): return torch.cat([v.sum(2).flatten(0, 1) for v in split_blocks(silu(z), at.sizes, 2)])
+    if isinstance(at, DenseBlocks):
+        return torch.cat([v.sum(2).flatten(0, 1) for v in split_blocks(silu(z), at.sizes, 2)])
     if z.is_cuda:
         from symmbfn.fused import Aggregate
-        return Aggregate.apply(z, at)
-    return segment_sum(F.silu(z)*(at.to >= 0)[:, None], at.to.clamp(min=0), len(at.n))
 
-def norm(h: Tensor) -> Tensor: return F.layer_norm(h, h.shape[1:])
+        return Aggregate.apply(z, at)
+    return segment_sum(F.silu(z) * (at.to >= 0)[:, None], at.to.clamp(min=0), len(at.n))
+
+
+def norm(h: Tensor) -> Tensor:
+    return F.layer_norm(h, h.shape[1:])
+
 
 class Layer(nn.Module):
     "One message-passing step of equation 25."
+
     def __init__(self, hidden, embed, odd, even, adaptive):
         super().__init__()
         self.receiver = nn.Linear(hidden, hidden)
@@ -235,66 +333,124 @@ class Layer(nn.Module):
         self.odd = nn.Linear(odd, hidden, bias=False)
         self.even = nn.Linear(even, hidden, bias=False)
         self.message = nn.Linear(hidden, hidden)
-        self.update = mlp(2*hidden, hidden, hidden)
-        self.adapt = nn.Linear(embed, 2*hidden) if adaptive else None
+        self.update = mlp(2 * hidden, hidden, hidden)
+        self.adapt = nn.Linear(embed, 2 * hidden) if adaptive else None
 
-    def forward(self,
-        h,          # (N,hidden) node features
-        lattice,    # (B,embed) embedded lattice
-        crystal,    # (B,embed) embedded time and space group, for an adaptive layer
-        odd, even,  # (P,C), (P+N,C) features of the pairs
-        at,         # Layout or Indices
+    def forward(
+        self,
+        h,  # (N,hidden) node features
+        lattice,  # (B,embed) embedded lattice
+        crystal,  # (B,embed) embedded time and space group, for an adaptive layer
+        odd,
+        even,  # (P,C), (P+N,C) features of the pairs
+        at,  # Layout or Indices
     ):
         u = h
         if self.adapt:
             scale, shift = gather(self.adapt(crystal), at.crystal).chunk(2, -1)
-            u = norm(h)*(1 + scale) + shift
-        y = edge_preactivation(self.receiver(u) + gather(self.lattice(lattice), at.crystal), self.sender(u), self.even(even), self.odd(odd), at)
+            u = norm(h) * (1 + scale) + shift
+        y = edge_preactivation(
+            self.receiver(u) + gather(self.lattice(lattice), at.crystal),
+            self.sender(u),
+            self.even(even),
+            self.odd(odd),
+            at,
+        )
         m = aggregate(self.message(y), at)
         return h + self.update(torch.cat([u, norm(m) if self.adapt else m], -1))
 
 # %% ../nbs/07_net.ipynb #5918b936
 class Net(nn.Module):
     "From beliefs to the scores of the output distributions, equations 25 and 26."
-    def __init__(self, hidden=512, embed=128, layers=6, freqs=128, shells=0, adaptive=False, use_n_atoms=False, properties=0):
+
+    def __init__(
+        self,
+        hidden=512,
+        embed=128,
+        layers=6,
+        freqs=128,
+        shells=0,
+        adaptive=False,
+        use_n_atoms=False,
+        properties=0,
+    ):
         super().__init__()
         self.embed, self.freqs, self.shells = embed, freqs, shells
-        self.room = None  # for messages and pairs of a batch, if the last crystal of every batch is padding
-        self.f_atom, self.f_coord, self.f_sym = nn.Linear(K, embed), nn.Linear(3 + 6*freqs, embed), nn.Linear(AXES*OPS, embed)
+        self.room = (
+            None  # for messages and pairs of a batch, if the last crystal of every batch is padding
+        )
+        self.f_atom, self.f_coord, self.f_sym = (
+            nn.Linear(K, embed),
+            nn.Linear(3 + 6 * freqs, embed),
+            nn.Linear(AXES * OPS, embed),
+        )
         self.f_k, self.f_sg = nn.Linear(6, embed), nn.Embedding(GROUPS, embed)
-        self.f_y = nn.Linear(properties*(2 + 2*WAVES), embed) if properties else None
-        extra = use_n_atoms + embed*(properties > 0)
-        self.psi_0 = mlp(5*embed + extra, hidden, hidden)
-        self.psi_c = mlp(2*embed + extra, embed, embed) if adaptive else None
-        self.layers = nn.ModuleList(Layer(hidden, embed, 3*freqs, 3*freqs + shells, adaptive) for _ in range(layers))
+        self.f_y = nn.Linear(properties * (2 + 2 * WAVES), embed) if properties else None
+        extra = use_n_atoms + embed * (properties > 0)
+        self.psi_0 = mlp(5 * embed + extra, hidden, hidden)
+        self.psi_c = mlp(2 * embed + extra, embed, embed) if adaptive else None
+        self.layers = nn.ModuleList(
+            Layer(hidden, embed, 3 * freqs, 3 * freqs + shells, adaptive) for _ in range(layers)
+        )
         self.psi_k, self.psi_x = mlp(hidden, hidden, 6), mlp(hidden, hidden, 3)
-        self.psi_a, self.psi_S = mlp(hidden, hidden, K), mlp(hidden, hidden, AXES*OPS)
+        self.psi_a, self.psi_S = mlp(hidden, hidden, K), mlp(hidden, hidden, AXES * OPS)
 
-    def forward(self,
+    def forward(
+        self,
         theta: Channels,  # beliefs
-        t: Tensor,     # (B,) time in [0,1]
-        G: Tensor,     # (B,) space groups
-        b: Tensor,     # (N,) crystal of each site
-        var=None,      # (B,) variance of the coordinates; None: take them as they are
-        L=None,        # (B,3,3) lattice vectors in rows, Angstrom, for the shells
-        atoms=None,    # (B,) logarithm of the number of atoms, for a net with use_n_atoms
-        y=None,        # (B,properties) standardised properties, NaN where unknown
-    ) -> Channels:        # scores of k and x, logits of a and S
+        t: Tensor,  # (B,) time in [0,1]
+        G: Tensor,  # (B,) space groups
+        b: Tensor,  # (N,) crystal of each site
+        var=None,  # (B,) variance of the coordinates; None: take them as they are
+        L=None,  # (B,3,3) lattice vectors in rows, Angstrom, for the shells
+        atoms=None,  # (B,) logarithm of the number of atoms, for a net with use_n_atoms
+        y=None,  # (B,properties) standardised properties, NaN where unknown
+    ) -> Channels:  # scores of k and x, logits of a and S
         at = edge_index(b, len(G), self.room) if b.is_cuda or self.room else dense_blocks(b, len(G))
-        crystal = torch.cat([f_pos(t, self.embed), self.f_sg(G - 1), *([] if atoms is None else [atoms[:, None]]), *([self.f_y(f_property(y))] if self.f_y else [])], -1)
+        crystal = torch.cat(
+            [
+                f_pos(t, self.embed),
+                self.f_sg(G - 1),
+                *([] if atoms is None else [atoms[:, None]]),
+                *([self.f_y(f_property(y))] if self.f_y else []),
+            ],
+            -1,
+        )
         x = torch.cat([theta.x, *f_fourier(theta.x, self.freqs)], -1)
-        h = self.psi_0(torch.cat([self.f_atom(theta.a), self.f_coord(x), self.f_sym(theta.S.flatten(1)), gather(crystal, b)], -1))
+        h = self.psi_0(
+            torch.cat(
+                [
+                    self.f_atom(theta.a),
+                    self.f_coord(x),
+                    self.f_sym(theta.S.flatten(1)),
+                    gather(crystal, b),
+                ],
+                -1,
+            )
+        )
         odd, even = self.pair_features(theta.x, G, b, var, L, at, h.dtype)
-        lattice, crystal, h = self.f_k(theta.k), self.psi_c and F.silu(self.psi_c(crystal)), gather(h, at.site)
-        for layer in self.layers: h = layer(h, lattice, crystal, odd, even, at)
-        if self.psi_c: h = norm(h)
+        lattice, crystal, h = (
+            self.f_k(theta.k),
+            self.psi_c and F.silu(self.psi_c(crystal)),
+            gather(h, at.site),
+        )
+        for layer in self.layers:
+            h = layer(h, lattice, crystal, odd, even, at)
+        if self.psi_c:
+            h = norm(h)
         h = torch.empty_like(h).index_copy(0, at.site, h)
-        e = Channels(self.psi_k(segment_mean(h, b, len(G))), self.psi_x(h), self.psi_a(h), self.psi_S(h).unflatten(-1, (AXES, OPS)))
+        e = Channels(
+            self.psi_k(segment_mean(h, b, len(G))),
+            self.psi_x(h),
+            self.psi_a(h),
+            self.psi_S(h).unflatten(-1, (AXES, OPS)),
+        )
         return e.to(theta.x.dtype)
 
     def pair_features(self, x, G, b, var, L, at, dtype):
         "Odd (P,3M) and even (P+N,3M+shells) features of the pairs."
         c = gather(b, at.i)
-        odd, even = f_fourier(x[at.j] - x[at.i], self.freqs, None if var is None else 2*var[c])
-        if self.shells: even = torch.cat([even, shells(x, L, G, c, at.i, at.j, 2*var, self.shells)], -1)
-        return odd[:len(odd) - len(b)].to(dtype), even.to(dtype)
+        odd, even = f_fourier(x[at.j] - x[at.i], self.freqs, None if var is None else 2 * var[c])
+        if self.shells:
+            even = torch.cat([even, shells(x, L, G, c, at.i, at.j, 2 * var, self.shells)], -1)
+        return odd[: len(odd) - len(b)].to(dtype), even.to(dtype)

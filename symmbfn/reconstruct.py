@@ -7,7 +7,8 @@ __all__ = ['SIGMA', 'KAPPA', 'FLOOR', 'TRIES', 'position_scores', 'matching', 'a
            'one_hot_beliefs', 'snap_to_wyckoff', 'Cells', 'unit_cells', 'primitive_basis', 'primitive']
 
 # %% ../nbs/12_reconstruct.ipynb #82be90fa
-import itertools, math
+import itertools
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,38 +16,55 @@ import torch
 from torch import Tensor
 
 from . import discrete
-from .core import AXES, GROUPS, K, OPS, Batch, Crystals, Channels, batch_index
+from .core import AXES, GROUPS, OPS, Batch, Channels, Crystals, K, batch_index
 from .lattice import constrain, k_to_lattice
-from .wyckoff import nearest_on_position, symmetry_operations, orbit, project_onto_position, wyckoff_table
+from symmbfn.wyckoff import (
+    nearest_on_position,
+    orbit,
+    project_onto_position,
+    symmetry_operations,
+    wyckoff_table,
+)
 
 # %% ../nbs/12_reconstruct.ipynb #0fece1dd
 SIGMA = 0.02  # standard deviation of a coordinate's belief at t = 1
-KAPPA = 2     # weight of the tails of p(x given w)
+KAPPA = 2  # weight of the tails of p(x given w)
 FLOOR = 1e-6  # smallest probability of an operation: no position is ever impossible
+
 
 def position_scores(
     theta: Channels,  # x (N,3) and S (N,15,13) are used
-    G: Tensor,     # (B,) space groups
-    b: Tensor,     # (N,) crystal of each site
-) -> tuple[Tensor, Tensor]:  # (N,M) log-probability, unnormalised; (N,) first position of the site's group
+    G: Tensor,  # (B,) space groups
+    b: Tensor,  # (N,) crystal of each site
+) -> tuple[
+    Tensor, Tensor
+]:  # (N,M) log-probability, unnormalised; (N,) first position of the site's group
     "How well each Wyckoff position of its group fits each site."
     t = wyckoff_table(G.device, theta.x.dtype)
     first = t.first[G][b]
     site, p = batch_index(t.first[G + 1][b] - first)
     w = first[site] + p
-    entry = t.S + OPS*torch.arange(AXES, device=G.device)  # (1731,15), of a site's 15*13 probabilities
-    axes = theta.S.flatten()[entry[w] + AXES*OPS*site[:, None]].clamp(min=FLOOR).log().sum(-1)  # one index is faster than three
+    entry = t.S + OPS * torch.arange(
+        AXES, device=G.device
+    )  # (1731,15), of a site's 15*13 probabilities
+    axes = (
+        theta.S.flatten()[entry[w] + AXES * OPS * site[:, None]].clamp(min=FLOOR).log().sum(-1)
+    )  # one index is faster than three
     score = theta.x.new_full((len(b), int(p.max()) + 1), -torch.inf)
     distance = nearest_on_position(theta.x[site], w)[2]
-    score[site, p] = axes - (3 - t.dof[w])*math.log(SIGMA*math.sqrt(2*math.pi)) - KAPPA*torch.log1p(distance**2/(2*KAPPA*SIGMA**2))
+    score[site, p] = (
+        axes
+        - (3 - t.dof[w]) * math.log(SIGMA * math.sqrt(2 * math.pi))
+        - KAPPA * torch.log1p(distance**2 / (2 * KAPPA * SIGMA**2))
+    )
     return score, first
 
 # %% ../nbs/12_reconstruct.ipynb #54958c8d
 def matching(
     score: Tensor,  # (B,n,M) log-probability of each position for each site; -inf where there is no site, or no such position
-    n: Tensor,      # (B,) number of sites
-    once: Tensor,   # (B,M) positions that only one site can have
-) -> Tensor:        # (B,n) position of each site
+    n: Tensor,  # (B,) number of sites
+    once: Tensor,  # (B,M) positions that only one site can have
+) -> Tensor:  # (B,n) position of each site
     "The best joint choice, by the Hungarian algorithm. Minus infinity is taken only if nothing else is left."
     B, N, M = score.shape
     c, cost = torch.arange(B, device=n.device), (-score).clamp(max=1e9)
@@ -60,10 +78,13 @@ def matching(
         while going.any():  # lengthen the path of each crystal by the cheapest position
             cheaper = cost[c, site] - u[c, site][:, None] - v
             better = (cheaper < least) & ~used & going[:, None]
-            least, before = torch.where(better, cheaper, least), torch.where(better, end[:, None], before)
+            least, before = (
+                torch.where(better, cheaper, least),
+                torch.where(better, end[:, None], before),
+            )
             step, nearest_one = torch.where(used, torch.inf, least).min(1)
             step, end = torch.where(going, step, 0)[:, None], torch.where(going, nearest_one, end)
-            u, v, least = u + moved*step, v - used*step, torch.where(used, least, least - step)
+            u, v, least = u + moved * step, v - used * step, torch.where(used, least, least - step)
             going = going & once[c, end] & (holder[c, end] >= 0)
             used[c[going], end[going]] = True
             site = torch.where(going, holder[c, end], site)
@@ -76,79 +97,115 @@ def matching(
             going, end = going & (back >= 0), torch.where(going & (back >= 0), back, end)
     return choice
 
+
 def assign_positions(
     score: Tensor,  # (N,M) from `position_scores`
     first: Tensor,  # (N,)
-    b: Tensor,      # (N,) crystal of each site, ascending
-) -> Tensor:        # (N,) Wyckoff position of each site
+    b: Tensor,  # (N,) crystal of each site, ascending
+) -> Tensor:  # (N,) Wyckoff position of each site
     "The most probable positions of all sites of a crystal together, fixed positions used once."
     dof, p = wyckoff_table(b.device).dof, score.argmax(1)
-    key = torch.where(dof[first + p] == 0, b*len(dof) + first + p, -1)
+    key = torch.where(dof[first + p] == 0, b * len(dof) + first + p, -1)
     _, group, count = torch.unique(key, return_inverse=True, return_counts=True)
     crowded = torch.isin(b, b[(count[group] > 1) & (key >= 0)])
     if crowded.any():
         _, c, n = torch.unique(b[crowded], return_inverse=True, return_counts=True)
         place = batch_index(n)[1]
-        all_scores = score.new_full((len(n), int(n.max()), score.shape[1]), -torch.inf).index_put((c, place), score[crowded])
-        position = first[crowded][n.cumsum(0) - n][:, None] + torch.arange(score.shape[1], device=b.device)
+        all_scores = score.new_full((len(n), int(n.max()), score.shape[1]), -torch.inf).index_put(
+            (c, place), score[crowded]
+        )
+        position = first[crowded][n.cumsum(0) - n][:, None] + torch.arange(
+            score.shape[1], device=b.device
+        )
         p[crowded] = matching(all_scores, n, dof[position.clamp(max=len(dof) - 1)] == 0)[c, place]
     return first + p
 
 # %% ../nbs/12_reconstruct.ipynb #7b7935ff
 TRIES = 6  # rounds in which clashing sites look for other positions
 
+
 def close_contacts(
     c: Crystals,
-    w: Tensor,     # (N,) Wyckoff position of each site
+    w: Tensor,  # (N,) Wyckoff position of each site
     min_distance: float,  # Angstrom
-) -> tuple[Tensor, Tensor]:  # (Q,), (Q,): an atom of the first site and one of the second are nearer; what is not a number counts as near
+) -> tuple[
+    Tensor, Tensor
+]:  # (Q,), (Q,): an atom of the first site and one of the second are nearer; what is not a number counts as near
     "All pairs of sites with atoms that are too near each other, or to their own images."
     cells = primitive(unit_cells(c, w))
-    atoms, orbit = torch.bincount(cells.b, minlength=len(c)), torch.bincount(cells.site, minlength=len(c.b))
+    atoms, orbit = (
+        torch.bincount(cells.b, minlength=len(c)),
+        torch.bincount(cells.site, minlength=len(c.b)),
+    )
     site, p = batch_index(atoms[c.b])
-    b, one, other = c.b[site], (orbit.cumsum(0) - orbit)[site], (atoms.cumsum(0) - atoms)[c.b[site]] + p
+    b, one, other = (
+        c.b[site],
+        (orbit.cumsum(0) - orbit)[site],
+        (atoms.cumsum(0) - atoms)[c.b[site]] + p,
+    )
     d = cells.frac[other] - cells.frac[one]
     d, close = d - d.round(), torch.zeros_like(site, dtype=torch.bool)
     for shift in itertools.product((-1, 0, 1), repeat=3):
         near = ~(((d + d.new_tensor(shift))[:, None] @ cells.L[b]).norm(dim=(1, 2)) >= min_distance)
         close |= near & ((one != other) | any(shift))
-    flat = 1/torch.linalg.inv(cells.L).norm(dim=1).amax(1) <= min_distance*2/3  # distance of the nearest lattice planes
+    flat = (
+        1 / torch.linalg.inv(cells.L).norm(dim=1).amax(1) <= min_distance * 2 / 3
+    )  # distance of the nearest lattice planes
     close |= flat[b] & (one == other)
     return site[close], cells.site[other[close]]
 
+
 def reconstruct(
     theta: Channels,  # the end of a sample
-    G: Tensor,     # (B,) space groups
-    b: Tensor,     # (N,) crystal of each site
+    G: Tensor,  # (B,) space groups
+    b: Tensor,  # (N,) crystal of each site
     allowed=None,  # (N,27) bool: which positions of its group each site may have; None: all
-    min_distance=0.,      # Angstrom: distance that atoms should keep; 0: not looked at
+    min_distance=0.0,  # Angstrom: distance that atoms should keep; 0: not looked at
 ) -> tuple[Crystals, Tensor]:  # the crystals; (N,) Wyckoff position of each site
     "The most probable crystals that have the space groups G exactly. Raises ValueError for a belief that is not finite."
-    finite = all(v.sum().isfinite() for v in (theta.k, theta.x, theta.a, theta.S))  # nan and infinity survive a sum
-    if not finite: raise ValueError("A belief is not finite: the network that made it diverged; train it again with a lower lr.")
+    finite = all(
+        v.sum().isfinite() for v in (theta.k, theta.x, theta.a, theta.S)
+    )  # nan and infinity survive a sum
+    if not finite:
+        raise ValueError(
+            "A belief is not finite: the network that made it diverged; train it again with a lower lr."
+        )
     score, first = position_scores(theta, G, b)
-    if allowed is not None: score = score.masked_fill(~allowed[:, :score.shape[1]], -torch.inf)
-    k, a, t, w = constrain(theta.k, G), theta.a.argmax(-1) + 1, wyckoff_table(G.device), assign_positions(score, first, b)
+    if allowed is not None:
+        score = score.masked_fill(~allowed[:, : score.shape[1]], -torch.inf)
+    k, a, t, w = (
+        constrain(theta.k, G),
+        theta.a.argmax(-1) + 1,
+        wyckoff_table(G.device),
+        assign_positions(score, first, b),
+    )
     build = lambda w: Crystals(G, k, b, project_onto_position(theta.x, w)[0], a, t.S[w])
     sites = torch.arange(len(b), device=b.device)  # of crystals that may have clashes
     for _ in range(TRIES if min_distance else 0):
         names = torch.unique(b[sites])
         i, j = (sites[v] for v in close_contacts(build(w)[names], w[sites], min_distance))
-        if not len(i): break
+        if not len(i):
+            break
         here = w[sites] - first[sites]
         others = score[sites].scatter(1, here[:, None], -torch.inf).amax(1)
-        loss = score.new_full((len(b),), torch.inf).index_copy(0, sites, score[sites, here] - others)
+        loss = score.new_full((len(b),), torch.inf).index_copy(
+            0, sites, score[sites, here] - others
+        )
         mover = torch.where((loss[i] < loss[j]) | (loss[i] == loss[j]) & (i < j), i, j).unique()
         mover = mover[loss[mover].isfinite()]
         score[mover, w[mover] - first[mover]] = -torch.inf
         sites = sites[torch.isin(b[sites], b[mover])]
-        if not len(sites): break
+        if not len(sites):
+            break
         new = assign_positions(score[sites], first[sites], b[sites])
-        closed = b[sites[score[sites, new - first[sites]] == -torch.inf]]  # crystals in which somebody found no place: they stay as they were
+        closed = b[
+            sites[score[sites, new - first[sites]] == -torch.inf]
+        ]  # crystals in which somebody found no place: they stay as they were
         keep = ~torch.isin(b[sites], closed)
         sites = sites[keep]
         w[sites] = new[keep]
     return build(w), w
+
 
 def one_hot_beliefs(
     c: Crystals,
@@ -156,6 +213,7 @@ def one_hot_beliefs(
     "Beliefs that leave no doubt about known crystals."
     one = discrete.one_hot
     return Channels(c.k, c.x, one(c.a - 1, K, c.x.dtype), one(c.S, OPS, c.x.dtype))
+
 
 def snap_to_wyckoff(
     c: Crystals,  # known ones
@@ -167,16 +225,18 @@ def snap_to_wyckoff(
 @dataclass(frozen=True)
 class Cells(Batch):
     "B full cells with A atoms in all."
-    G: Tensor     # (B,) space group
-    L: Tensor     # (B,3,3) lattice vectors in rows, Angstrom
-    b: Tensor     # (A,) crystal of each atom
+
+    G: Tensor  # (B,) space group
+    L: Tensor  # (B,3,3) lattice vectors in rows, Angstrom
+    b: Tensor  # (A,) crystal of each atom
     frac: Tensor  # (A,3) fractional coordinates in [0,1)
-    Z: Tensor     # (A,) atomic number
+    Z: Tensor  # (A,) atomic number
     site: Tensor  # (A,) site of the asymmetric cell from which the atom comes
+
 
 def unit_cells(
     c: Crystals,  # with x on the first map of its position
-    w: Tensor,    # (N,) Wyckoff position of each site
+    w: Tensor,  # (N,) Wyckoff position of each site
 ) -> Cells:
     "Conventional cells."
     frac, site = orbit(c.x, w)
@@ -185,24 +245,35 @@ def unit_cells(
 # %% ../nbs/12_reconstruct.ipynb #a3e86bc0
 _CENTRING = {  # by the centring translations other than 0, in 1/6: rows are the primitive lattice vectors
     (): [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-    ((0, 3, 3),): [[1, 0, 0], [0, .5, .5], [0, -.5, .5]],
-    ((3, 3, 0),): [[.5, .5, 0], [-.5, .5, 0], [0, 0, 1]],
-    ((3, 3, 3),): [[-.5, .5, .5], [.5, -.5, .5], [.5, .5, -.5]],
-    ((0, 3, 3), (3, 0, 3), (3, 3, 0)): [[0, .5, .5], [.5, 0, .5], [.5, .5, 0]],
-    ((2, 4, 4), (4, 2, 2)): [[2/3, 1/3, 1/3], [-1/3, 1/3, 1/3], [-1/3, -2/3, 1/3]]}
+    ((0, 3, 3),): [[1, 0, 0], [0, 0.5, 0.5], [0, -0.5, 0.5]],
+    ((3, 3, 0),): [[0.5, 0.5, 0], [-0.5, 0.5, 0], [0, 0, 1]],
+    ((3, 3, 3),): [[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]],
+    ((0, 3, 3), (3, 0, 3), (3, 3, 0)): [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]],
+    ((2, 4, 4), (4, 2, 2)): [
+        [2 / 3, 1 / 3, 1 / 3],
+        [-1 / 3, 1 / 3, 1 / 3],
+        [-1 / 3, -2 / 3, 1 / 3],
+    ],
+}
+
 
 @cache
 @torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 def primitive_basis(
-    device='cpu',
+    device="cpu",
 ) -> Tensor:  # (231,3,3) float64, rows: primitive lattice vectors in terms of the conventional ones; row 0 is not used
     "The primitive cell of each space group."
+
     def basis(G):
         W = symmetry_operations(G)
         pure = (W[:, :, :3] == torch.eye(3)).all((1, 2))
-        shifts = (W[pure][:, :, 3]*6).round().long() % 6
+        shifts = (W[pure][:, :, 3] * 6).round().long() % 6
         return _CENTRING[tuple(sorted(tuple(s) for s in shifts.tolist() if any(s)))]
-    return torch.tensor([basis(max(G, 1)) for G in range(GROUPS + 1)], dtype=torch.float64, device=device)
+
+    return torch.tensor(
+        [basis(max(G, 1)) for G in range(GROUPS + 1)], dtype=torch.float64, device=device
+    )
+
 
 def primitive(
     cells: Cells,  # conventional, as `unit_cells` makes them
@@ -211,7 +282,9 @@ def primitive(
     P = primitive_basis(cells.G.device).to(cells.L.dtype)[cells.G]
     n = torch.bincount(cells.site)
     _, place = batch_index(n[n > 0])
-    keep = place < (n[cells.site]*torch.linalg.det(P)[cells.b]).round()
+    keep = place < (n[cells.site] * torch.linalg.det(P)[cells.b]).round()
     b = cells.b[keep]
     frac = (cells.frac[keep][:, None] @ torch.linalg.inv(P)[b])[:, 0] % 1
-    return Cells(cells.G, P @ cells.L, b, torch.where(frac < 1, frac, 0), cells.Z[keep], cells.site[keep])
+    return Cells(
+        cells.G, P @ cells.L, b, torch.where(frac < 1, frac, 0), cells.Z[keep], cells.site[keep]
+    )

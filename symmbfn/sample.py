@@ -11,117 +11,188 @@ import torch
 from torch import Tensor
 
 from . import continuous, discrete
-from .core import AXES, K, OPS, Crystals, Channels, batch_index
+from .core import AXES, OPS, Channels, Crystals, K, batch_index
 from .lattice import constrain
-from .model import flow, minimum_image, initial_beliefs
+from .model import flow, initial_beliefs, minimum_image
 
 # %% ../nbs/10_sample.ipynb #10e00002
-GOLDEN = 0x9e3779b97f4a7c15 - 2**64  # 2^64 divided by the golden ratio, as a signed number
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 2^64 divided by the golden ratio, as a signed number
+
 
 def splitmix64(
     x: Tensor,  # (...) int64
-) -> Tensor:    # (...) int64
+) -> Tensor:  # (...) int64
     "The finaliser of SplitMix64."
-    for shift, factor in ((30, 0xbf58476d1ce4e5b9 - 2**64), (27, 0x94d049bb133111eb - 2**64)): x = (x ^ (x >> shift & (1 << 64 - shift) - 1))*factor
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
     return x ^ (x >> 31 & (1 << 33) - 1)
+
 
 class CrystalNoise:
     "Random numbers of each crystal, the same in whatever batch it is."
-    def __init__(self,
+
+    def __init__(
+        self,
         seed: int,
         which: Tensor,  # (B,) number of each crystal
-        b: Tensor,      # (N,) crystal of each site, ascending
+        b: Tensor,  # (N,) crystal of each site, ascending
     ):
-        self.crystal = splitmix64(splitmix64(torch.full_like(which, seed)) + GOLDEN*(which + 1))
+        self.crystal = splitmix64(splitmix64(torch.full_like(which, seed)) + GOLDEN * (which + 1))
         _, place = batch_index(torch.bincount(b, minlength=len(which)))
-        self.site = splitmix64(self.crystal[b] + GOLDEN*(place + 1))
+        self.site = splitmix64(self.crystal[b] + GOLDEN * (place + 1))
 
-    def uniform(self,
+    def uniform(
+        self,
         step: int,  # different numbers for each
-        key,        # (M,) self.site or self.crystal
+        key,  # (M,) self.site or self.crystal
         size: int,
-    ) -> Tensor:    # (M,size) float32 in (0,1)
-        word = splitmix64(splitmix64(key + GOLDEN*torch.tensor(step, device=key.device))[:, None] + GOLDEN*torch.arange(1, size//2 + size%2 + 1, device=key.device))
-        return ((torch.cat([word >> 40 & 0xffffff, word >> 8 & 0xffffff], 1)[:, :size] + .5)/2**24).float()
+    ) -> Tensor:  # (M,size) float32 in (0,1)
+        word = splitmix64(
+            splitmix64(key + GOLDEN * torch.tensor(step, device=key.device))[:, None]
+            + GOLDEN * torch.arange(1, size // 2 + size % 2 + 1, device=key.device)
+        )
+        return (
+            (torch.cat([word >> 40 & 0xFFFFFF, word >> 8 & 0xFFFFFF], 1)[:, :size] + 0.5) / 2**24
+        ).float()
 
     def normal(self, step: int) -> Channels:
         "Standard normal numbers in the shape of a belief."
+
         def draw(key, size):
-            r, phi = self.uniform(step, key, 2*size).chunk(2, 1)
-            return (-2*r.log()).sqrt()*(2*torch.pi*phi).cos()
-        x, a, S = draw(self.site, 3 + K + AXES*OPS).split([3, K, AXES*OPS], 1)
+            r, phi = self.uniform(step, key, 2 * size).chunk(2, 1)
+            return (-2 * r.log()).sqrt() * (2 * torch.pi * phi).cos()
+
+        x, a, S = draw(self.site, 3 + K + AXES * OPS).split([3, K, AXES * OPS], 1)
         return Channels(draw(self.crystal, 6), x, a, S.unflatten(1, (AXES, OPS)))
 
 # %% ../nbs/10_sample.ipynb #109d7153
 def sample_one_hot(
-    p: Tensor,        # (...,C) probabilities
+    p: Tensor,  # (...,C) probabilities
     uniform: Tensor,  # (...) in (0,1)
-) -> Tensor:          # (...,C) one-hot
+) -> Tensor:  # (...,C) one-hot
     "Draw a class from each distribution."
     return discrete.one_hot(discrete.sample_class(p, uniform), p.shape[-1], p.dtype)
 
 # %% ../nbs/10_sample.ipynb #e5b0c102
 def sample_periodic_image(
-    x_hat: Tensor,    # (N,3) guess of the coordinates, up to lattice translations
-    mean: Tensor,     # (N,3) mean of all messages so far
-    beta: float,      # their accuracy
+    x_hat: Tensor,  # (N,3) guess of the coordinates, up to lattice translations
+    mean: Tensor,  # (N,3) mean of all messages so far
+    beta: float,  # their accuracy
     uniform: Tensor,  # (N,3) in (0,1)
-) -> Tensor:          # (N,3)
+) -> Tensor:  # (N,3)
     "Draw the translate of a guess that the messages so far are about."
     m = (mean - x_hat).round()[..., None] + torch.arange(-2, 3).to(mean)
-    p = (-beta/2*((mean - x_hat)[..., None] - m)**2).softmax(-1)
-    return x_hat + (m*sample_one_hot(p, uniform)).sum(-1)
+    p = (-beta / 2 * ((mean - x_hat)[..., None] - m) ** 2).softmax(-1)
+    return x_hat + (m * sample_one_hot(p, uniform)).sum(-1)
 
 # %% ../nbs/10_sample.ipynb #dda30729
-METHODS = 'bayes', 'noise-reduced', 'second-order'
+METHODS = "bayes", "noise-reduced", "second-order"
 TIME_EXPONENT = 1.4  # of the times of steps
+
 
 def accuracies(settings, t):
     "Accuracy that each channel has received until t."
     t = torch.as_tensor(t, dtype=torch.float64)
-    return {f: float(continuous.beta(t, settings[f'sigma_{f}']) if f in 'kx' else discrete.beta(t, settings[f'beta_{f}'])) for f in 'kxaS'}
+    return {
+        f: float(
+            continuous.beta(t, settings[f"sigma_{f}"])
+            if f in "kx"
+            else discrete.beta(t, settings[f"beta_{f}"])
+        )
+        for f in "kxaS"
+    }
+
 
 def beliefs_from_messages(z, beta, G):
     "The belief that belongs to sums of messages."
-    return Channels(constrain(z['k']/(1 + beta['k']), G), z['x']/(1 + beta['x']), z['a'].softmax(-1), z['S'].softmax(-1))
+    return Channels(
+        constrain(z["k"] / (1 + beta["k"]), G),
+        z["x"] / (1 + beta["x"]),
+        z["a"].softmax(-1),
+        z["S"].softmax(-1),
+    )
+
 
 @torch.no_grad()
 def sample(
-    net,            # net(theta, t, G, b) -> estimates, for example a Model
-    G: Tensor,      # (B,) space groups
-    b: Tensor,      # (N,) crystal of each site
-    settings: dict, # the accuracies sigma_k, sigma_x, beta_a, beta_S, and parameterization: Model.settings
+    net,  # net(theta, t, G, b) -> estimates, for example a Model
+    G: Tensor,  # (B,) space groups
+    b: Tensor,  # (N,) crystal of each site
+    settings: dict,  # the accuracies sigma_k, sigma_x, beta_a, beta_S, and parameterization: Model.settings
     noise: CrystalNoise,
     steps=50,
-    method='noise-reduced',  # one of METHODS
-    start_crystals=None,     # Crystals with these G and b to start from, and
-    start_time=0.,       # the time at which they are
-    temperature=1., # scale of the noise: below 1, what is improbable gets rarer
-    report=None,    # called with the number of steps done, after each
-) -> Channels:         # the crystal: k and x; a one-hot; S as probabilities, which the decoder weighs
+    method="noise-reduced",  # one of METHODS
+    start_crystals=None,  # Crystals with these G and b to start from, and
+    start_time=0.0,  # the time at which they are
+    temperature=1.0,  # scale of the noise: below 1, what is improbable gets rarer
+    report=None,  # called with the number of steps done, after each
+) -> Channels:  # the crystal: k and x; a one-hot; S as probabilities, which the decoder weighs
     "Generate crystals, section 3."
-    if steps < 1: raise ValueError(f"steps is {steps}: at least one step is needed.")
-    if not temperature >= 0: raise ValueError(f"temperature is {temperature}: it must not be negative.")
-    if method not in METHODS: raise ValueError(f"Unknown method {method!r}: choose among {', '.join(METHODS)}.")
-    kept, power = method != 'noise-reduced', 1. if method == 'bayes' else TIME_EXPONENT  # of the noise so far; of the times
-    times = [start_time + (1 - start_time)*(i/steps)**power for i in range(steps + 1)]
-    when, new = lambda t: torch.full((len(G),), float(t), device=G.device), accuracies(settings, start_time)
-    theta, before = initial_beliefs(G, b) if start_crystals is None else flow(start_crystals, when(start_time), noise.normal(0), settings), None
-    z = dict(k=theta.k*(1 + new['k']), x=theta.x*(1 + new['x']), a=theta.a.clamp(min=1e-30).log(), S=theta.S.clamp(min=1e-30).log())
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: at least one step is needed.")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}: it must not be negative.")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}: choose among {', '.join(METHODS)}.")
+    kept, power = (
+        method != "noise-reduced",
+        1.0 if method == "bayes" else TIME_EXPONENT,
+    )  # of the noise so far; of the times
+    times = [start_time + (1 - start_time) * (i / steps) ** power for i in range(steps + 1)]
+    when, new = (
+        lambda t: torch.full((len(G),), float(t), device=G.device),
+        accuracies(settings, start_time),
+    )
+    theta, before = (
+        initial_beliefs(G, b)
+        if start_crystals is None
+        else flow(start_crystals, when(start_time), noise.normal(0), settings),
+        None,
+    )
+    z = dict(
+        k=theta.k * (1 + new["k"]),
+        x=theta.x * (1 + new["x"]),
+        a=theta.a.clamp(min=1e-30).log(),
+        S=theta.S.clamp(min=1e-30).log(),
+    )
     for i in range(1, steps + 1):
-        old, new, guess, eps = new, accuracies(settings, times[i]), net(theta, when(times[i - 1]), G, b), noise.normal(2*i)
-        chance = noise.uniform(2*i + 1, noise.site, 4 + AXES)
-        if method == 'bayes': guess = Channels(guess.k, guess.x, sample_one_hot(guess.a, chance[:, 0]), sample_one_hot(guess.S, chance[:, 1:1 + AXES]))
-        e = dict(k=guess.k, x=guess.x, a=K*guess.a - 1, S=OPS*guess.S - 1)
-        if kept and old['x'] and settings.get('parameterization') == 'residual': e['x'] = sample_periodic_image(e['x'], z['x']/old['x'], old['x'], chance[:, -3:])
+        old, new, guess, eps = (
+            new,
+            accuracies(settings, times[i]),
+            net(theta, when(times[i - 1]), G, b),
+            noise.normal(2 * i),
+        )
+        chance = noise.uniform(2 * i + 1, noise.site, 4 + AXES)
+        if method == "bayes":
+            guess = Channels(
+                guess.k,
+                guess.x,
+                sample_one_hot(guess.a, chance[:, 0]),
+                sample_one_hot(guess.S, chance[:, 1 : 1 + AXES]),
+            )
+        e = dict(k=guess.k, x=guess.x, a=K * guess.a - 1, S=OPS * guess.S - 1)
+        if kept and old["x"] and settings.get("parameterization") == "residual":
+            e["x"] = sample_periodic_image(e["x"], z["x"] / old["x"], old["x"], chance[:, -3:])
         middle = e
-        if before and method == 'second-order':
-            ahead = (times[i] - times[i - 1])/(times[i - 1] - times[i - 2])/2
-            middle = {f: v + ahead*(minimum_image(v - before[f]) if f == 'x' else v - before[f]) for f, v in e.items()}
-        for f, scale in dict(k=1, x=1, a=K**.5, S=OPS**.5).items():
-            z[f] = new[f]*middle[f] + kept*(z[f] - old[f]*e[f]) + temperature*(new[f] - kept*old[f])**.5*scale*getattr(eps, f)
+        if before and method == "second-order":
+            ahead = (times[i] - times[i - 1]) / (times[i - 1] - times[i - 2]) / 2
+            middle = {
+                f: v + ahead * (minimum_image(v - before[f]) if f == "x" else v - before[f])
+                for f, v in e.items()
+            }
+        for f, scale in dict(k=1, x=1, a=K**0.5, S=OPS**0.5).items():
+            z[f] = (
+                new[f] * middle[f]
+                + kept * (z[f] - old[f] * e[f])
+                + temperature * (new[f] - kept * old[f]) ** 0.5 * scale * getattr(eps, f)
+            )
         before, theta = e, beliefs_from_messages(z, new, G)
-        if report: report(i)
-    last = net(theta, when(1.), G, b)
-    a = sample_one_hot(last.a, noise.uniform(1, noise.site, 1)[:, 0]) if method == 'bayes' else discrete.one_hot(last.a.argmax(-1), K, last.a.dtype)
+        if report:
+            report(i)
+    last = net(theta, when(1.0), G, b)
+    a = (
+        sample_one_hot(last.a, noise.uniform(1, noise.site, 1)[:, 0])
+        if method == "bayes"
+        else discrete.one_hot(last.a.argmax(-1), K, last.a.dtype)
+    )
     return Channels(last.k, last.x, a, last.S)

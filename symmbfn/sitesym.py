@@ -12,44 +12,105 @@ from torch import Tensor
 from .core import AXES, OPS
 
 # %% ../nbs/04_sitesym.ipynb #17124537
-AXIS_NAMES = ['100', '010', '001', '111', '1-1-1', '-11-1', '-1-11', '1-10', '110', '01-1', '011', '-101', '101', '1-20', '2-10']
-DIRECTIONS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, -1, 0],
-    [1, 1, 0], [0, 1, -1], [0, 1, 1], [-1, 0, 1], [1, 0, 1], [1, -2, 0], [2, -1, 0]])  # (15,3) plane (hkl) across each axis
+AXIS_NAMES = [
+    "100",
+    "010",
+    "001",
+    "111",
+    "1-1-1",
+    "-11-1",
+    "-1-11",
+    "1-10",
+    "110",
+    "01-1",
+    "011",
+    "-101",
+    "101",
+    "1-20",
+    "2-10",
+]
+DIRECTIONS = torch.tensor(
+    [
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, 0, 1],
+        [1, 1, 1],
+        [1, -1, -1],
+        [-1, 1, -1],
+        [-1, -1, 1],
+        [1, -1, 0],
+        [1, 1, 0],
+        [0, 1, -1],
+        [0, 1, 1],
+        [-1, 0, 1],
+        [1, 0, 1],
+        [1, -2, 0],
+        [2, -1, 0],
+    ]
+)  # (15,3) plane (hkl) across each axis
 
 # %% ../nbs/04_sitesym.ipynb #d45f5306
 _ORDER = {3: 1, -1: 2, 0: 3, 1: 4, 2: 6}  # trace of a rotation -> its order
 
+
 def axes(
     R: Tensor,  # (m,3,3) int64, operations that keep a point, in fractional coordinates
-) -> tuple[Tensor, Tensor, Tensor]:  # (m,) order 1 2 3 4 6; (m,) is it a rotoinversion; (m,15) is it about this axis
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # (m,) order 1 2 3 4 6; (m,) is it a rotoinversion; (m,15) is it about this axis
     "Type and axis of each operation; identity and inversion are about every axis."
     det = torch.linalg.det(R.double()).round().long()
-    P = R*det[:, None, None]
-    order = torch.tensor([_ORDER.get(trace, 0) for trace in P.diagonal(dim1=1, dim2=2).sum(1).tolist()])
-    turns = sum(torch.linalg.matrix_power(P, i) for i in range(12))  # 12 is a whole number of turns for all five orders
-    h = turns[torch.arange(len(R)), turns.abs().sum(2).argmax(1)]    # (m,3)
-    about = torch.linalg.cross(h[:, None], DIRECTIONS[None], dim=2).eq(0).all(2) | (order == 1)[:, None]
+    P = R * det[:, None, None]
+    order = torch.tensor(
+        [_ORDER.get(trace, 0) for trace in P.diagonal(dim1=1, dim2=2).sum(1).tolist()]
+    )
+    turns = sum(
+        torch.linalg.matrix_power(P, i) for i in range(12)
+    )  # 12 is a whole number of turns for all five orders
+    h = turns[torch.arange(len(R)), turns.abs().sum(2).argmax(1)]  # (m,3)
+    about = (
+        torch.linalg.cross(h[:, None], DIRECTIONS[None], dim=2).eq(0).all(2) | (order == 1)[:, None]
+    )
     if not (about.any(1) & (order > 0) & (det.abs() == 1)).all():
-        raise ValueError("An operation is about none of the 15 axes: give matrices in the axes of the conventional cell.")
+        raise ValueError(
+            "An operation is about none of the 15 axes: give matrices in the axes of the conventional cell."
+        )
     return order, det < 0, about
 
 # %% ../nbs/04_sitesym.ipynb #e1ae82f8
-OPERATIONS = {'1': (1, 0), '-1': (1, 1), '2': (2, 0), 'm': (1, 2), '3': (3, 0), '4': (4, 0), '-4': (2, 4), '2/m': (2, 2),
-    '-3': (3, 3), '6': (6, 0), '-6': (3, 6), '4/m': (4, 4), '6/m': (6, 6)}  # symbol -> largest rotation, rotoinversion
+OPERATIONS = {
+    "1": (1, 0),
+    "-1": (1, 1),
+    "2": (2, 0),
+    "m": (1, 2),
+    "3": (3, 0),
+    "4": (4, 0),
+    "-4": (2, 4),
+    "2/m": (2, 2),
+    "-3": (3, 3),
+    "6": (6, 0),
+    "-6": (3, 6),
+    "4/m": (4, 4),
+    "6/m": (6, 6),
+}  # symbol -> largest rotation, rotoinversion
+
 
 def encode_site(
     R: Tensor,  # (m,3,3) int64, the whole site symmetry group, in fractional coordinates of the conventional cell
-) -> Tensor:    # (15,) int64, index into OPERATIONS for each axis
+) -> Tensor:  # (15,) int64, index into OPERATIONS for each axis
     "Site symmetry of a site from its group. Raises ValueError if it isn't a point group in the standard setting."
     closed = ((R[:, None] @ R)[:, :, None] == R).all(4).all(3).any(2).all()
-    if not closed: raise ValueError("The operations don't form a group: give all of them.")
+    if not closed:
+        raise ValueError("The operations don't form a group: give all of them.")
     order, improper, about = axes(R)
-    largest = torch.stack([(about*order[:, None]*kind[:, None]).amax(0) for kind in (~improper, improper)], 1)  # (15,2)
+    largest = torch.stack(
+        [(about * order[:, None] * kind[:, None]).amax(0) for kind in (~improper, improper)], 1
+    )  # (15,2)
     return (largest[:, None] == torch.tensor(list(OPERATIONS.values()))).all(2).int().argmax(1)
 
 # %% ../nbs/04_sitesym.ipynb #7cc1e796
 def one_hot_site_symmetry(
     S: Tensor,  # (...,15) int64, operation on each axis
-) -> Tensor:    # (...,15,13) int64
+) -> Tensor:  # (...,15,13) int64
     "A one in the column of the operation, for each axis."
     return torch.nn.functional.one_hot(S, OPS)

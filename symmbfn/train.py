@@ -10,7 +10,12 @@ __all__ = ['LOSS_NAMES', 'COLUMNS', 'MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 
            'train_epoch', 'padded_sizes', 'pad_batch', 'RecordedEpoch', 'print_progress', 'train', 'main']
 
 # %% ../nbs/09_train.ipynb #58cd8444
-import csv, hashlib, inspect, math, os, time
+import csv
+import hashlib
+import inspect
+import math
+import os
+import time
 from argparse import ArgumentParser, BooleanOptionalAction
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,71 +25,94 @@ import torch
 from torch import Tensor, distributed, nn
 
 from . import core
-from .core import Crystals, Channels, load_tensors, batch_index, save_tensors
+from .core import Channels, Crystals, batch_index, load_tensors, save_tensors
 from .data import EmpiricalPrior, fit_prior, load_dataset
-from .model import BASE, T_MIN, Model, standard_normal, save_model
+from .model import BASE, T_MIN, Model, save_model, standard_normal
 
 # %% ../nbs/09_train.ipynb #92311e8c
 def resolve_precision(
     precision,  # 'float32', 'bfloat16' or 'auto'
-    device,     # on which it is to be fast
-) -> str:       # 'float32' or 'bfloat16'
+    device,  # on which it is to be fast
+) -> str:  # 'float32' or 'bfloat16'
     "The precision that 'auto' stands for: bfloat16 on GPUs and on CPUs with AMX. Raises ValueError for an unknown one."
-    if precision not in ('float32', 'bfloat16', 'auto'): raise ValueError(f"Unknown precision {precision!r}: choose 'float32', 'bfloat16' or 'auto'.")
-    if precision != 'auto': return precision
-    amx = getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
-    return 'bfloat16' if torch.device(device).type == 'cuda' or amx else 'float32'
+    if precision not in ("float32", "bfloat16", "auto"):
+        raise ValueError(
+            f"Unknown precision {precision!r}: choose 'float32', 'bfloat16' or 'auto'."
+        )
+    if precision != "auto":
+        return precision
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bfloat16" if torch.device(device).type == "cuda" or amx else "float32"
 
-def autocast(precision, device): return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == 'bfloat16')
+
+def autocast(precision, device):
+    return torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
+    )
 
 # %% ../nbs/09_train.ipynb #3b0e8585
-def epoch_seed(seed: int, epoch: int) -> int: return seed*1_000_003 + epoch
+def epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
+
 
 def epoch_generator(
     seed: int,
     epoch: int,
-    device='cpu',
+    device="cpu",
 ) -> torch.Generator:
     "The source of everything random in one epoch."
     return torch.Generator(device).manual_seed(epoch_seed(seed, epoch))
+
 
 def sample_time_and_noise(
     c: Crystals,
     generator: torch.Generator,  # on the device of c
 ) -> tuple[Tensor, Channels]:  # (B,) times in [T_MIN,1]; standard normal noise
     "Times and noises for one batch."
-    t = torch.rand(len(c), generator=generator, device=c.G.device)*(1 - T_MIN) + T_MIN
+    t = torch.rand(len(c), generator=generator, device=c.G.device) * (1 - T_MIN) + T_MIN
     return t, standard_normal(c.G, c.b, generator)
 
 # %% ../nbs/09_train.ipynb #9833a6b6
 def slice_batch(
     c: Crystals,
-    i: int, j: int,        # first crystal, and the one after the last
-    first: int, end: int,  # their sites
+    i: int,
+    j: int,  # first crystal, and the one after the last
+    first: int,
+    end: int,  # their sites
 ) -> Crystals:
     "Some neighbouring crystals, as views."
-    return Crystals(c.G[i:j], c.k[i:j], c.b[first:end] - i, c.x[first:end], c.a[first:end], c.S[first:end])
+    return Crystals(
+        c.G[i:j], c.k[i:j], c.b[first:end] - i, c.x[first:end], c.a[first:end], c.S[first:end]
+    )
+
 
 def stratified_batches(
-    sizes: Tensor,   # (B,) sites of each crystal
-    batch_size: int,   # crystals in a batch, at most
-    generator,   # torch.Generator on the device of n
-) -> Tensor:     # (batches,size) crystals of each batch, by size; -1 in the first column of batches that have one less
+    sizes: Tensor,  # (B,) sites of each crystal
+    batch_size: int,  # crystals in a batch, at most
+    generator,  # torch.Generator on the device of n
+) -> Tensor:  # (batches,size) crystals of each batch, by size; -1 in the first column of batches that have one less
     "Put every crystal into one of as few batches as possible, all batches alike in sizes."
-    batches = -(-len(sizes)//batch_size)
+    batches = -(-len(sizes) // batch_size)
     order = torch.randperm(len(sizes), generator=generator, device=sizes.device)
     order = order[sizes[order].argsort(stable=True)]
     rounds = torch.cat([order.new_full((-len(sizes) % batches,), -1), order]).view(-1, batches)
-    return rounds.gather(1, torch.rand(rounds.shape, generator=generator, device=sizes.device).argsort(1)).T
+    return rounds.gather(
+        1, torch.rand(rounds.shape, generator=generator, device=sizes.device).argsort(1)
+    ).T
+
 
 def sorted_batches(
     c: Crystals,
-    batch_size: int,       # crystals in a batch
+    batch_size: int,  # crystals in a batch
     generator=None,  # torch.Generator on the device of c, for a random order; None keeps the order
 ):
     "Yield a batch, sorted by number of sites, these numbers on the CPU, and which crystals they are; each crystal is in exactly one batch."
     n, i, first = c.n, 0, 0
-    batches = torch.arange(len(c), device=n.device).split(batch_size) if generator is None else [take[take >= 0] for take in stratified_batches(n, batch_size, generator)]
+    batches = (
+        torch.arange(len(c), device=n.device).split(batch_size)
+        if generator is None
+        else [take[take >= 0] for take in stratified_batches(n, batch_size, generator)]
+    )
     batches = [take[n[take].argsort(stable=True)] for take in batches]
     c, n = c[torch.cat(batches)], n.cpu()
     for take in batches:
@@ -100,59 +128,86 @@ def processes(device):
     if not distributed.is_torchelastic_launched():
         yield 0, 1, device
         return
-    cuda = torch.device(device).type == 'cuda'
-    if cuda: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    distributed.init_process_group('nccl' if cuda else 'gloo')
-    try: yield distributed.get_rank(), distributed.get_world_size(), f'cuda:{torch.cuda.current_device()}' if cuda else device
-    finally: distributed.destroy_process_group()
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield (
+            distributed.get_rank(),
+            distributed.get_world_size(),
+            f"cuda:{torch.cuda.current_device()}" if cuda else device,
+        )
+    finally:
+        distributed.destroy_process_group()
+
 
 def from_first(value):
     "What rank 0 says, on every rank."
     box = [value]
-    if distributed.is_initialized(): distributed.broadcast_object_list(box, src=0)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(box, src=0)
     return box[0]
 
+
 def shard_batch(
-    c: Crystals, t: Tensor, noise: Channels, y,  # a batch; y may be None
-    sizes: Tensor,   # (B,) its numbers of sites, on the CPU
+    c: Crystals,
+    t: Tensor,
+    noise: Channels,
+    y,  # a batch; y may be None
+    sizes: Tensor,  # (B,) its numbers of sites, on the CPU
     rank: int,
     world: int,  # number of processes
-) -> tuple:      # crystals that count; and the part: crystals, times, noise, properties
+) -> tuple:  # crystals that count; and the part: crystals, times, noise, properties
     "The part of a batch that one process computes."
-    work = (sizes.double()**2).cumsum(0)
-    ends = [0, *torch.searchsorted(work, work[-1]*torch.arange(1, world, dtype=work.dtype)/world, right=True).tolist(), len(sizes)]
-    i, j = ends[rank:rank + 2]
+    work = (sizes.double() ** 2).cumsum(0)
+    ends = [
+        0,
+        *torch.searchsorted(
+            work, work[-1] * torch.arange(1, world, dtype=work.dtype) / world, right=True
+        ).tolist(),
+        len(sizes),
+    ]
+    i, j = ends[rank : rank + 2]
     counts, i = j - i, min(i, len(sizes) - 1)
     j = max(j, i + 1)
     first, end = int(sizes[:i].sum()), int(sizes[:j].sum())
-    return counts, slice_batch(c, i, j, first, end), t[i:j], Channels(noise.k[i:j], noise.x[first:end], noise.a[first:end], noise.S[first:end]), None if y is None else y[i:j]
+    return (
+        counts,
+        slice_batch(c, i, j, first, end),
+        t[i:j],
+        Channels(noise.k[i:j], noise.x[first:end], noise.a[first:end], noise.S[first:end]),
+        None if y is None else y[i:j],
+    )
 
 # %% ../nbs/09_train.ipynb #f6cc8fc0
 @torch.no_grad()
 def update_ema(
-    ema: Model,   # the averaged model, changed in place
+    ema: Model,  # the averaged model, changed in place
     model: Model,
-    step: int,    # steps done
-    decay: float, # largest weight of the past
+    step: int,  # steps done
+    decay: float,  # largest weight of the past
 ):
     "One step of the exponential moving average; the weight of the past rises from 2/11 to `decay`."
-    weight = 1 - min(decay, (1 + step)/(10 + step))
+    weight = 1 - min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_([*ema.parameters()], [*model.parameters()], weight)
 
 # %% ../nbs/09_train.ipynb #6afa8db1
 @torch.no_grad()
 def validate(
     model: Model,
-    c: Crystals,            # on the device of the model
-    batch_size=256,               # crystals in a batch
-    precision='float32',    # or 'bfloat16'
-) -> dict:                  # channel -> loss, and 'loss', their weighted sum
+    c: Crystals,  # on the device of the model
+    batch_size=256,  # crystals in a batch
+    precision="float32",  # or 'bfloat16'
+) -> dict:  # channel -> loss, and 'loss', their weighted sum
     "Mean losses over a set of crystals, of which no property is told."
     generator, sums = epoch_generator(0, 0, c.G.device), torch.zeros(4, device=c.G.device)
     for batch, *_ in sorted_batches(c, batch_size):
-        with autocast(precision, c.G.device): losses = model.losses(batch, *sample_time_and_noise(batch, generator))
-        sums += len(batch)*torch.stack([*vars(losses).values()])
-    return mean_losses(model, sums/len(c))
+        with autocast(precision, c.G.device):
+            losses = model.losses(batch, *sample_time_and_noise(batch, generator))
+        sums += len(batch) * torch.stack([*vars(losses).values()])
+    return mean_losses(model, sums / len(c))
+
 
 def mean_losses(model, means):
     "Four means by name, and their weighted sum."
@@ -160,337 +215,565 @@ def mean_losses(model, means):
     return dict(loss=model.total(mean)) | vars(mean)
 
 # %% ../nbs/09_train.ipynb #c6dc80a8
-LOSS_NAMES = ('loss', 'k', 'x', 'a', 'S')
-COLUMNS = ['step', 'epoch', 'seconds', 'lr', *(f'{s}_{c}' for s in ('train', 'val') for c in LOSS_NAMES)]
+LOSS_NAMES = ("loss", "k", "x", "a", "S")
+COLUMNS = [
+    "step",
+    "epoch",
+    "seconds",
+    "lr",
+    *(f"{s}_{c}" for s in ("train", "val") for c in LOSS_NAMES),
+]
 
 MUON_LR, MUON_DECAY = 15, 0.2  # learning rate of Muon in units of Adam's; its weight decay
+
 
 @dataclass
 class RunState:
     "All that a run changes, and the configuration that it keeps."
+
     folder: Path
     config: dict
     prior: EmpiricalPrior  # of the training set
     model: Model
-    ema: Model      # the averaged model
+    ema: Model  # the averaged model
     optimizers: list
     schedulers: list  # one for each optimizer
     rows: list = field(default_factory=list)  # of log.csv, dicts
     step: int = 0
-    seconds: float = 0.  # of all its sessions
-    saved: float = 0.    # when it was last saved
-    cost: float = 0.     # how long that took
+    seconds: float = 0.0  # of all its sessions
+    saved: float = 0.0  # when it was last saved
+    cost: float = 0.0  # how long that took
+
 
 class Muon(torch.optim.Muon):
     "torch's, for all matrices of a shape at once, and with a learning rate that may be a tensor."
+
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for shape in {p.shape for p in group['params']}:
-                matrices = [p for p in group['params'] if p.shape == shape and p.grad is not None]
-                if not matrices: continue
-                past = [self.state[p].setdefault('momentum_buffer', torch.zeros_like(p.grad)) for p in matrices]
-                torch._foreach_lerp_(past, [p.grad for p in matrices], 1 - group['momentum'])
-                ahead = torch._foreach_lerp([p.grad for p in matrices], past, group['momentum'])
-                torch._foreach_mul_(matrices, 1 - group['lr']*group['weight_decay'])
-                step = orthogonalise(torch.stack(ahead), *group['ns_coefficients'], group['ns_steps']).float()
-                torch._foreach_add_(matrices, (-group['lr']*max(1, shape[0]/shape[1])**.5*step).unbind())
+            for shape in {p.shape for p in group["params"]}:
+                matrices = [p for p in group["params"] if p.shape == shape and p.grad is not None]
+                if not matrices:
+                    continue
+                past = [
+                    self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                    for p in matrices
+                ]
+                torch._foreach_lerp_(past, [p.grad for p in matrices], 1 - group["momentum"])
+                ahead = torch._foreach_lerp([p.grad for p in matrices], past, group["momentum"])
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                step = orthogonalise(
+                    torch.stack(ahead), *group["ns_coefficients"], group["ns_steps"]
+                ).float()
+                torch._foreach_add_(
+                    matrices, (-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5 * step).unbind()
+                )
+
 
 def orthogonalise(
     g: Tensor,  # (M,rows,columns)
-    a, b, c,    # coefficients of the polynomial of singular values
-    steps: int, # of the iteration
-) -> Tensor:    # (M,rows,columns) bfloat16
+    a,
+    b,
+    c,  # coefficients of the polynomial of singular values
+    steps: int,  # of the iteration
+) -> Tensor:  # (M,rows,columns) bfloat16
     "The matrices with their singular values made nearly 1, by Newton and Schulz's iteration."
     x = g.bfloat16() if g.shape[1] <= g.shape[2] else g.mT.bfloat16()
-    x = x/x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x if g.shape[1] <= g.shape[2] else x.mT
 
+
 def make_optimizers(
     model: Model,
-    lr: float,       # of Adam
+    lr: float,  # of Adam
     optimizer: str,  # 'adam' or 'muon'
-) -> list:           # of torch.optim.Optimizer
+) -> list:  # of torch.optim.Optimizer
     "Adam for all weights; or Muon for the matrices of the layers, and Adam for the rest."
-    matrices = [p for p in model.net.layers.parameters() if p.ndim == 2] if optimizer == 'muon' else []
-    rest, cuda = [p for p in model.parameters() if all(p is not m for m in matrices)], model.k_mean.is_cuda
-    rate = lambda v: torch.tensor(v, device=model.k_mean.device) if cuda else v  # which a recorded step can read
-    return [torch.optim.Adam(rest, lr=rate(lr), fused=True, capturable=cuda)] + [Muon(m, lr=rate(MUON_LR*lr), weight_decay=MUON_DECAY) for m in [matrices] if m]
+    matrices = (
+        [p for p in model.net.layers.parameters() if p.ndim == 2] if optimizer == "muon" else []
+    )
+    rest, cuda = (
+        [p for p in model.parameters() if all(p is not m for m in matrices)],
+        model.k_mean.is_cuda,
+    )
+    rate = lambda v: (
+        torch.tensor(v, device=model.k_mean.device) if cuda else v
+    )  # which a recorded step can read
+    return [torch.optim.Adam(rest, lr=rate(lr), fused=True, capturable=cuda)] + [
+        Muon(m, lr=rate(MUON_LR * lr), weight_decay=MUON_DECAY) for m in [matrices] if m
+    ]
+
 
 def set_rate(optimizer, lr):
     "Change the learning rate in place."
     for group in optimizer.param_groups:
-        if isinstance(group['lr'], Tensor): group['lr'].fill_(lr)
-        else: group['lr'] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
 
 def _scheduler(optimizer, schedule, epochs):
-    if schedule == 'plateau':
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.6, patience=100, min_lr=0.1*float(optimizer.param_groups[0]['lr']))
-    if schedule == 'cosine': return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda e: (1 + math.cos(math.pi*min(e/epochs, 1)))/2)
+    if schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.6, patience=100, min_lr=0.1 * float(optimizer.param_groups[0]["lr"])
+        )
+    if schedule == "cosine":
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda e: (1 + math.cos(math.pi * min(e / epochs, 1))) / 2
+        )
     raise ValueError(f"Unknown schedule {schedule!r}: choose 'plateau' or 'cosine'.")
+
 
 def _pack(model, ema, optimizers):
     "Tensors of a checkpoint."
     names = {p: n for n, p in model.named_parameters()}
-    moments = {f'moment.{names[p]}.{k}': v for o in optimizers for p, s in o.state.items() for k, v in s.items()}
-    return {f'model.{k}': v for k, v in model.state_dict().items()} | {f'ema.{k}': v for k, v in ema.state_dict().items()} | moments
+    moments = {
+        f"moment.{names[p]}.{k}": v
+        for o in optimizers
+        for p, s in o.state.items()
+        for k, v in s.items()
+    }
+    return (
+        {f"model.{k}": v for k, v in model.state_dict().items()}
+        | {f"ema.{k}": v for k, v in ema.state_dict().items()}
+        | moments
+    )
+
 
 def _unpack(tensors, model, ema, optimizers):
     "Put the tensors of a checkpoint back."
-    of = lambda p: {k[len(p):]: v for k, v in tensors.items() if k.startswith(p)}
-    model.load_state_dict(of('model.')); ema.load_state_dict(of('ema.'))
+    of = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}
+    model.load_state_dict(of("model."))
+    ema.load_state_dict(of("ema."))
     names = {p: n for n, p in model.named_parameters()}
     for o in optimizers:
-        state = {i: of(f'moment.{names[p]}.') for i, p in enumerate(o.param_groups[0]['params'])}
-        o.load_state_dict(o.state_dict() | {'state': {i: s for i, s in state.items() if s}})
+        state = {i: of(f"moment.{names[p]}.") for i, p in enumerate(o.param_groups[0]["params"])}
+        o.load_state_dict(o.state_dict() | {"state": {i: s for i, s in state.items() if s}})
+
 
 def _write_log(path, rows):
-    part = path.with_suffix('.part')
-    with open(part, 'w', newline='') as f:
+    part = path.with_suffix(".part")
+    with open(part, "w", newline="") as f:
         w = csv.DictWriter(f, dict.fromkeys(COLUMNS + [k for row in rows for k in row]))
-        w.writeheader(); w.writerows(rows)
+        w.writeheader()
+        w.writerows(rows)
     os.replace(part, path)
+
 
 def _save(run):
     "Write all files of a run but the best model."
     began = time.monotonic()
-    numbers = lambda v: [numbers(u) for u in v] if isinstance(v, list) else float(v) if isinstance(v, Tensor) else v
+    numbers = lambda v: (
+        [numbers(u) for u in v] if isinstance(v, list) else float(v) if isinstance(v, Tensor) else v
+    )
     schedulers = [{k: numbers(v) for k, v in s.state_dict().items()} for s in run.schedulers]
-    state = dict(config=run.config, schedulers=schedulers, lr=[float(o.param_groups[0]['lr']) for o in run.optimizers], rows=run.rows, step=run.step, seconds=run.seconds)
-    save_tensors(run.folder/'checkpoint.safetensors', _pack(run.model, run.ema, run.optimizers), state)
-    save_model(run.folder/'model.safetensors', run.ema, run.prior, meta=run.config | dict(epoch=len(run.rows)))
-    _write_log(run.folder/'log.csv', run.rows)
+    state = dict(
+        config=run.config,
+        schedulers=schedulers,
+        lr=[float(o.param_groups[0]["lr"]) for o in run.optimizers],
+        rows=run.rows,
+        step=run.step,
+        seconds=run.seconds,
+    )
+    save_tensors(
+        run.folder / "checkpoint.safetensors", _pack(run.model, run.ema, run.optimizers), state
+    )
+    save_model(
+        run.folder / "model.safetensors",
+        run.ema,
+        run.prior,
+        meta=run.config | dict(epoch=len(run.rows)),
+    )
+    _write_log(run.folder / "log.csv", run.rows)
     run.saved = time.monotonic()
     run.cost = run.saved - began
 
 # %% ../nbs/09_train.ipynb #4cd7e4a4
 def _fingerprint(*tensors):
     "A short name for the content of some tensors."
-    return hashlib.sha1(b''.join(v.contiguous().numpy().tobytes() for v in tensors)).hexdigest()[:12]
+    return hashlib.sha1(b"".join(v.contiguous().numpy().tobytes() for v in tensors)).hexdigest()[
+        :12
+    ]
+
 
 def _refuse(ok, sentence):
-    if not ok: raise ValueError(sentence)
+    if not ok:
+        raise ValueError(sentence)
+
 
 def _check_arguments(config, check_every, device):
     "Refuse what can't work."
-    for name, value in dict(epochs=config['epochs'], size=config['size'], every=config['every'], check_every=check_every).items():
-        _refuse(type(value) is int and value > 0, f"{name} is {value!r}: give a whole number from 1.")
-    lr, clip, decay = (config[k] for k in ('lr', 'clip', 'decay'))
-    _refuse(lr > 0 and clip > 0 and 0 <= decay < 1, f"lr is {lr}, clip {clip}, decay {decay}: lr and clip must be positive, decay from 0 to below 1.")
-    _refuse(config['optimizer'] in ('adam', 'muon'), f"Unknown optimizer {config['optimizer']!r}: choose 'adam' or 'muon'.")
-    _refuse(str(device) == 'cpu' or torch.cuda.is_available(), f"device is {device!r}, but torch finds no GPU: give 'cpu', or install a CUDA build of torch.")
+    for name, value in dict(
+        epochs=config["epochs"], size=config["size"], every=config["every"], check_every=check_every
+    ).items():
+        _refuse(
+            type(value) is int and value > 0, f"{name} is {value!r}: give a whole number from 1."
+        )
+    lr, clip, decay = (config[k] for k in ("lr", "clip", "decay"))
+    _refuse(
+        lr > 0 and clip > 0 and 0 <= decay < 1,
+        f"lr is {lr}, clip {clip}, decay {decay}: lr and clip must be positive, decay from 0 to below 1.",
+    )
+    _refuse(
+        config["optimizer"] in ("adam", "muon"),
+        f"Unknown optimizer {config['optimizer']!r}: choose 'adam' or 'muon'.",
+    )
+    _refuse(
+        str(device) == "cpu" or torch.cuda.is_available(),
+        f"device is {device!r}, but torch finds no GPU: give 'cpu', or install a CUDA build of torch.",
+    )
+
 
 def _begin(folder, data, val, y, config, settings, device):
     "A new run, or the one in the folder. Raises ValueError if that was made with other settings."
-    data, val = core.check_crystals(data.to('cpu')), core.check_crystals(val.to('cpu'))
-    names = settings.get('properties', [])
-    _refuse(len(names) == (0 if y is None else y.shape[1]) and (y is None or len(y) == len(data)), f"Give y, a row for each crystal and a column for each of the properties {names}.")
-    torch.manual_seed(config['seed'])
+    data, val = core.check_crystals(data.to("cpu")), core.check_crystals(val.to("cpu"))
+    names = settings.get("properties", [])
+    _refuse(
+        len(names) == (0 if y is None else y.shape[1]) and (y is None or len(y) == len(data)),
+        f"Give y, a row for each crystal and a column for each of the properties {names}.",
+    )
+    torch.manual_seed(config["seed"])
     model, ema = (Model(**settings).standardise(data, y).to(device) for _ in range(2))
     ema.load_state_dict(model.state_dict())
-    optimizers = make_optimizers(model, config['lr'], config['optimizer'])
-    marks = dict(data=_fingerprint(*vars(data).values(), *([] if y is None else [y])), val=_fingerprint(*vars(val).values()))
+    optimizers = make_optimizers(model, config["lr"], config["optimizer"])
+    marks = dict(
+        data=_fingerprint(*vars(data).values(), *([] if y is None else [y])),
+        val=_fingerprint(*vars(val).values()),
+    )
     config = config | dict(crystals=len(data), **marks, settings=model.settings)
-    run = RunState(folder, config, fit_prior(data, y), model, ema, optimizers, [_scheduler(o, config['schedule'], config['epochs']) for o in optimizers])
-    file, found = folder/'checkpoint.safetensors', None
+    run = RunState(
+        folder,
+        config,
+        fit_prior(data, y),
+        model,
+        ema,
+        optimizers,
+        [_scheduler(o, config["schedule"], config["epochs"]) for o in optimizers],
+    )
+    file, found = folder / "checkpoint.safetensors", None
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        if file.exists(): found = load_tensors(file)
-        for left in folder.glob('*.part'): left.unlink()  # by a process that was killed while it wrote
-    if found := from_first(found): _resume(run, *found)
+        if file.exists():
+            found = load_tensors(file)
+        for left in folder.glob("*.part"):
+            left.unlink()  # by a process that was killed while it wrote
+    if found := from_first(found):
+        _resume(run, *found)
     return run
+
 
 def _resume(run, tensors, state):
     "Bring a run to where its checkpoint stands."
-    _refuse(isinstance(state, dict) and 'config' in state, f"The checkpoint in {run.folder} is not one of symmbfn: give another folder, or delete it.")
-    changed = [k for k in run.config if state['config'].get(k) != run.config[k]]
-    _refuse(not changed, f"The run in {run.folder} was made with other settings ({', '.join(changed)}): give them again, or another folder.")
+    _refuse(
+        isinstance(state, dict) and "config" in state,
+        f"The checkpoint in {run.folder} is not one of symmbfn: give another folder, or delete it.",
+    )
+    changed = [k for k in run.config if state["config"].get(k) != run.config[k]]
+    _refuse(
+        not changed,
+        f"The run in {run.folder} was made with other settings ({', '.join(changed)}): give them again, or another folder.",
+    )
     _unpack(tensors, run.model, run.ema, run.optimizers)
-    for o, s, lr, scheduler in zip(run.optimizers, run.schedulers, state['lr'], state['schedulers'], strict=True): s.load_state_dict(scheduler); set_rate(o, lr)
-    run.rows, run.step, run.seconds = state['rows'], state['step'], state['seconds']
+    for o, s, lr, scheduler in zip(
+        run.optimizers, run.schedulers, state["lr"], state["schedulers"], strict=True
+    ):
+        s.load_state_dict(scheduler)
+        set_rate(o, lr)
+    run.rows, run.step, run.seconds = state["rows"], state["step"], state["seconds"]
 
 # %% ../nbs/09_train.ipynb #d40e802d
 class Objective(nn.Module):
     "The weighted loss as the forward pass of a module, which is what `DistributedDataParallel` wraps."
+
     def __init__(self, model, precision):
         super().__init__()
         self.model, self.precision = model, precision
 
     def forward(self, c, t, noise, y, weight=None):
-        with autocast(self.precision, c.G.device): losses = self.model.losses(c, t, noise, y, weight)
+        with autocast(self.precision, c.G.device):
+            losses = self.model.losses(c, t, noise, y, weight)
         return self.model.total(losses), torch.stack([*vars(losses).values()]).detach()
+
 
 P_UNCONDITIONAL = 0.5  # share of the properties that a step of the training does not see
 
+
 def drop_condition(y, generator):
     "Properties of a batch with some of them unknown."
-    return None if y is None else y.masked_fill(torch.rand(y.shape, generator=generator, device=y.device) < P_UNCONDITIONAL, torch.nan)
+    return (
+        None
+        if y is None
+        else y.masked_fill(
+            torch.rand(y.shape, generator=generator, device=y.device) < P_UNCONDITIONAL, torch.nan
+        )
+    )
+
 
 def gradient_step(run, loss):
     "One gradient step of the model."
     loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), run.config['clip'])
-    for o in run.optimizers: o.step()
+    nn.utils.clip_grad_norm_(run.model.parameters(), run.config["clip"])
+    for o in run.optimizers:
+        o.step()
+
 
 def train_epoch(run, objective, data, y, epoch, rank=0, world=1):
     "Train on every crystal once; mean losses as in `validate`, but for the properties."
-    s, sums, generator = run.config, torch.zeros(4, device=data.G.device), epoch_generator(run.config['seed'], epoch, data.G.device)
-    for c, n, take in sorted_batches(data, s['size'], generator):
-        counts, *mine = shard_batch(c, *sample_time_and_noise(c, generator), None if y is None else drop_condition(y[take], generator), n, rank, world)
+    s, sums, generator = (
+        run.config,
+        torch.zeros(4, device=data.G.device),
+        epoch_generator(run.config["seed"], epoch, data.G.device),
+    )
+    for c, n, take in sorted_batches(data, s["size"], generator):
+        counts, *mine = shard_batch(
+            c,
+            *sample_time_and_noise(c, generator),
+            None if y is None else drop_condition(y[take], generator),
+            n,
+            rank,
+            world,
+        )
         total, losses = objective(*mine)
         run.model.zero_grad()
-        gradient_step(run, total*(counts*world/len(c)))
+        gradient_step(run, total * (counts * world / len(c)))
         run.step += 1
-        update_ema(run.ema, run.model, run.step, s['decay'])
-        sums += counts*losses
-    if world > 1: distributed.all_reduce(sums)
-    return mean_losses(run.model, sums/len(data))
+        update_ema(run.ema, run.model, run.step, s["decay"])
+        sums += counts * losses
+    if world > 1:
+        distributed.all_reduce(sums)
+    return mean_losses(run.model, sums / len(data))
 
 # %% ../nbs/09_train.ipynb #09f00002
 def padded_sizes(
     sizes: Tensor,  # (B,) sites of each crystal
     batch_size: int,  # crystals in a batch, at most
-) -> tuple:     # sites, messages and pairs of a batch, at most; one site is padding
+) -> tuple:  # sites, messages and pairs of a batch, at most; one site is padding
     "What the batches of `stratified_batches` need, in any epoch."
-    batches = -(-len(sizes)//batch_size)
+    batches = -(-len(sizes) // batch_size)
     largest = sizes.sort().values.flip(0)[::batches]  # of each round
-    return tuple(int(v) for v in (largest.sum() + 1, (largest**2).sum(), (largest*(largest - 1)//2).sum()))
+    return tuple(
+        int(v)
+        for v in (largest.sum() + 1, (largest**2).sum(), (largest * (largest - 1) // 2).sum())
+    )
+
 
 def pad_batch(
     c: Crystals,
-    sizes: Tensor,     # (B,) their sites
+    sizes: Tensor,  # (B,) their sites
     index: Tensor,  # (size,) crystals of a batch; -1: none
-    sites: int,    # of the batch
-) -> tuple[Crystals, Tensor, Tensor]:  # size + 1 crystals; (size+1,) which they are; (size+1,) their weights
+    sites: int,  # of the batch
+) -> tuple[
+    Crystals, Tensor, Tensor
+]:  # size + 1 crystals; (size+1,) which they are; (size+1,) their weights
     "A batch of a fixed shape, made without asking the device for any number."
     real = index >= 0
     which = torch.cat([index.clamp(min=0), index.new_zeros(1)])
     count = torch.where(real, sizes[which[:-1]], 0)
     b, place = batch_index(torch.cat([count, sites - count.sum(0, keepdim=True)]), sites)
     site = torch.where(b < len(index), (sizes.cumsum(0) - sizes)[which[b]] + place, 0)
-    weight = torch.cat([real/real.sum(), torch.zeros(1, device=index.device)])
+    weight = torch.cat([real / real.sum(), torch.zeros(1, device=index.device)])
     return Crystals(c.G[which], c.k[which], b, c.x[site], c.a[site], c.S[site]), which, weight
 
 # %% ../nbs/09_train.ipynb #09f00005
 class RecordedEpoch:
     "Epochs of steps that were recorded as a CUDA graph."
+
     def __init__(self, run, objective, data, y):
         self.run, self.objective, self.data, self.y, self.n = run, objective, data, y, data.n
-        self.sites, *self.room = padded_sizes(self.n, run.config['size'])
+        self.sites, *self.room = padded_sizes(self.n, run.config["size"])
         self.generator = torch.Generator(data.G.device)
-        self.take = stratified_batches(self.n, run.config['size'], self.generator)[0].clone()
+        self.take = stratified_batches(self.n, run.config["size"], self.generator)[0].clone()
         self.sums, self.graph = torch.zeros(4, device=data.G.device), torch.cuda.CUDAGraph()
-        state = lambda: dict(enumerate(run.model.parameters())) | {(i, j, k): v for i, o in enumerate(run.optimizers) for j, p in enumerate(o.param_groups[0]['params']) for k, v in o.state[p].items()}
+        state = lambda: (
+            dict(enumerate(run.model.parameters()))
+            | {
+                (i, j, k): v
+                for i, o in enumerate(run.optimizers)
+                for j, p in enumerate(o.param_groups[0]["params"])
+                for k, v in o.state[p].items()
+            }
+        )
         before, stream = {k: v.detach().clone() for k, v in state().items()}, torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3): self.step()
+            for _ in range(3):
+                self.step()
         torch.cuda.current_stream().wait_stream(stream)
         self.graph.register_generator_state(self.generator)
         run.model.zero_grad()
-        with torch.cuda.graph(self.graph): self.step()
+        with torch.cuda.graph(self.graph):
+            self.step()
         with torch.no_grad():
-            for k, v in state().items(): v.copy_(before[k]) if k in before else v.zero_()
+            for k, v in state().items():
+                v.copy_(before[k]) if k in before else v.zero_()
 
     def step(self):
         "What is recorded."
         self.run.model.net.room = self.room
         c, which, weight = pad_batch(self.data, self.n, self.take, self.sites)
-        total, losses = self.objective(c, *sample_time_and_noise(c, self.generator), None if self.y is None else drop_condition(self.y[which], self.generator), weight)
+        total, losses = self.objective(
+            c,
+            *sample_time_and_noise(c, self.generator),
+            None if self.y is None else drop_condition(self.y[which], self.generator),
+            weight,
+        )
         self.run.model.zero_grad()
         gradient_step(self.run, total)
-        self.sums += (self.take >= 0).sum()*losses
+        self.sums += (self.take >= 0).sum() * losses
         self.run.model.net.room = None
 
     def __call__(self, epoch):
         "Train on every crystal once; mean losses as `train_epoch` gives them."
         s = self.run.config
-        self.generator.manual_seed(epoch_seed(s['seed'], epoch))
+        self.generator.manual_seed(epoch_seed(s["seed"], epoch))
         self.sums.zero_()
-        for take in stratified_batches(self.n, s['size'], self.generator):
+        for take in stratified_batches(self.n, s["size"], self.generator):
             self.take.copy_(take)
             self.graph.replay()
             self.run.step += 1
-            update_ema(self.run.ema, self.run.model, self.run.step, s['decay'])
-        return mean_losses(self.run.model, self.sums/len(self.data))
+            update_ema(self.run.ema, self.run.model, self.run.step, s["decay"])
+        return mean_losses(self.run.model, self.sums / len(self.data))
 
 # %% ../nbs/09_train.ipynb #eea0bafc
 def _evaluate(run, val, epoch, check, check_every):
     "What rank 0 adds to the row of an epoch; keeps the model if its score is the best so far."
-    s, row, due = run.config, {}, lambda n: epoch % n == 0 or epoch == run.config['epochs']
-    if due(s['every']): row |= {f'val_{k}': v for k, v in validate(run.ema, val, s['size'], s['precision']).items()}
+    s, row, due = run.config, {}, lambda n: epoch % n == 0 or epoch == run.config["epochs"]
+    if due(s["every"]):
+        row |= {f"val_{k}": v for k, v in validate(run.ema, val, s["size"], s["precision"]).items()}
     if check and due(check_every):
-        row |= {f'check_{k}': float(v) for k, v in check(run.ema, run.prior).items()}
-        _refuse('check_score' in row, "The check gave no 'score': let it return a dict of numbers with a score in it, the larger the better.")
-        if row['check_score'] > max((r['check_score'] for r in run.rows if 'check_score' in r), default=-math.inf):
-            save_model(run.folder/'best.safetensors', run.ema, run.prior, meta=s | dict(epoch=epoch, score=row['check_score']))
+        row |= {f"check_{k}": float(v) for k, v in check(run.ema, run.prior).items()}
+        _refuse(
+            "check_score" in row,
+            "The check gave no 'score': let it return a dict of numbers with a score in it, the larger the better.",
+        )
+        if row["check_score"] > max(
+            (r["check_score"] for r in run.rows if "check_score" in r), default=-math.inf
+        ):
+            save_model(
+                run.folder / "best.safetensors",
+                run.ema,
+                run.prior,
+                meta=s | dict(epoch=epoch, score=row["check_score"]),
+            )
     return row
+
 
 def _next_row(run, one_epoch, val, epoch, check, check_every, rank):
     "Train for an epoch; the row of the log that tells of it."
-    row = dict(epoch=epoch, lr=float(run.optimizers[0].param_groups[0]['lr']))
+    row = dict(epoch=epoch, lr=float(run.optimizers[0].param_groups[0]["lr"]))
     losses = one_epoch(epoch)
-    if not math.isfinite(losses['loss']): raise FloatingPointError(f"The loss is no longer a number in epoch {epoch}: lower lr or clip.")
-    for s in run.schedulers: s.step(*([losses['loss']] if run.config['schedule'] == 'plateau' else []))
-    row |= {f'train_{c}': losses[c] for c in LOSS_NAMES} | dict(step=run.step)
+    if not math.isfinite(losses["loss"]):
+        raise FloatingPointError(
+            f"The loss is no longer a number in epoch {epoch}: lower lr or clip."
+        )
+    for s in run.schedulers:
+        s.step(*([losses["loss"]] if run.config["schedule"] == "plateau" else []))
+    row |= {f"train_{c}": losses[c] for c in LOSS_NAMES} | dict(step=run.step)
     return row | (_evaluate(run, val, epoch, check, check_every) if rank == 0 else {})
+
 
 def print_progress(row):
     "One line of progress."
-    val = ''.join(f"  {name} {row[key]:.3f}" for name, key in (('val', 'val_loss'), ('score', 'check_score')) if key in row)
-    print(f"epoch {row['epoch']}  train {row['train_loss']:.3f}  k {row['train_k']:.3f}  x {row['train_x']:.3f}  a {row['train_a']:.3f}  "
-        f"S {row['train_S']:.3f}{val}  {row['left']/60:.1f} min left", flush=True)
+    val = "".join(
+        f"  {name} {row[key]:.3f}"
+        for name, key in (("val", "val_loss"), ("score", "check_score"))
+        if key in row
+    )
+    print(
+        f"epoch {row['epoch']}  train {row['train_loss']:.3f}  k {row['train_k']:.3f}  x {row['train_x']:.3f}  a {row['train_a']:.3f}  "
+        f"S {row['train_S']:.3f}{val}  {row['left'] / 60:.1f} min left",
+        flush=True,
+    )
 
 # %% ../nbs/09_train.ipynb #ec4e0b70
 def train(
-    run_dir,                   # folder of the run; a run that is there goes on
-    data: Crystals,        # to train on
-    val: Crystals,         # to validate on
+    run_dir,  # folder of the run; a run that is there goes on
+    data: Crystals,  # to train on
+    val: Crystals,  # to validate on
     epochs=2000,
-    batch_size=256,              # crystals in a batch, of all processes together
-    lr=1e-3,               # learning rate of Adam at the start
-    optimizer='adam',      # 'adam' (the paper's), or 'muon' for the matrices of the layers
-    schedule='plateau',    # of the learning rate: 'plateau' (the paper's) or 'cosine'
-    decay=0.999,           # of the averaged weights
-    clip=1.0,              # largest norm of the gradient
-    validate_every=10,              # epochs between validations
-    eval_fn=None,            # check(averaged model, counts of `fit_prior`) -> dict of numbers for the log, with a 'score', the larger the better
-    eval_every=50,        # epochs between checks
-    max_minutes=math.inf,      # stop after this long, at the end of an epoch; called again, the run goes on for as long
+    batch_size=256,  # crystals in a batch, of all processes together
+    lr=1e-3,  # learning rate of Adam at the start
+    optimizer="adam",  # 'adam' (the paper's), or 'muon' for the matrices of the layers
+    schedule="plateau",  # of the learning rate: 'plateau' (the paper's) or 'cosine'
+    decay=0.999,  # of the averaged weights
+    clip=1.0,  # largest norm of the gradient
+    validate_every=10,  # epochs between validations
+    eval_fn=None,  # check(averaged model, counts of `fit_prior`) -> dict of numbers for the log, with a 'score', the larger the better
+    eval_every=50,  # epochs between checks
+    max_minutes=math.inf,  # stop after this long, at the end of an epoch; called again, the run goes on for as long
     seed=0,
-    device='cpu',
-    precision='auto',      # of the network: 'float32', 'bfloat16', or 'auto', bfloat16 where it is fast
-    y=None,                # (B,P) properties of the crystals to train on, a column for each of the setting `properties`, NaN where there is none
-    report=print_progress,           # called with a dict after every epoch, and once if the run is complete already; by rank 0
-    **settings,            # of the model: symmbfn.model.PAPER (the default) or BASE, or some of them
-) -> Model:                # the averaged model
+    device="cpu",
+    precision="auto",  # of the network: 'float32', 'bfloat16', or 'auto', bfloat16 where it is fast
+    y=None,  # (B,P) properties of the crystals to train on, a column for each of the setting `properties`, NaN where there is none
+    report=print_progress,  # called with a dict after every epoch, and once if the run is complete already; by rank 0
+    **settings,  # of the model: symmbfn.model.PAPER (the default) or BASE, or some of them
+) -> Model:  # the averaged model
     """Train a model, in one process or in those that `torchrun` has started. Raises ValueError for wrong settings or data, or for a run folder that was made
     with others, and FloatingPointError if the loss is no longer a number."""
     began = time.monotonic()
-    config = dict(epochs=epochs, size=batch_size, lr=lr, optimizer=optimizer, schedule=schedule, decay=decay, clip=clip, every=validate_every, seed=seed, precision=resolve_precision(precision, device))
+    config = dict(
+        epochs=epochs,
+        size=batch_size,
+        lr=lr,
+        optimizer=optimizer,
+        schedule=schedule,
+        decay=decay,
+        clip=clip,
+        every=validate_every,
+        seed=seed,
+        precision=resolve_precision(precision, device),
+    )
     _check_arguments(config, eval_every, device)
     with processes(device) as (rank, world, device):
         run_dir = _begin(Path(run_dir), data, val, y, config, settings, device)
         data, val = (c.to(device).to(torch.float32) for c in (data, val))
         y = None if y is None else y.to(device).to(torch.float32)
-        objective = Objective(run_dir.model, config['precision'])
-        if world > 1: objective = nn.parallel.DistributedDataParallel(objective)
-        recorded = data.G.is_cuda and world == 1 and not run_dir.model.net.shells  # shells ask the device how many images there are
-        epoch_of = RecordedEpoch(run_dir, objective, data, y) if recorded else lambda epoch: train_epoch(run_dir, objective, data, y, epoch, rank, world)
+        objective = Objective(run_dir.model, config["precision"])
+        if world > 1:
+            objective = nn.parallel.DistributedDataParallel(objective)
+        recorded = (
+            data.G.is_cuda and world == 1 and not run_dir.model.net.shells
+        )  # shells ask the device how many images there are
+        epoch_of = (
+            RecordedEpoch(run_dir, objective, data, y)
+            if recorded
+            else lambda epoch: train_epoch(run_dir, objective, data, y, epoch, rank, world)
+        )
         first, before = len(run_dir.rows), run_dir.seconds
-        if first == epochs and rank == 0: _save(run_dir); report(run_dir.rows[-1] | dict(left=0.))  # it may have been killed in the middle of its last save
+        if first == epochs and rank == 0:
+            _save(run_dir)
+            report(
+                run_dir.rows[-1] | dict(left=0.0)
+            )  # it may have been killed in the middle of its last save
         for epoch in range(first + 1, epochs + 1):
             row = _next_row(run_dir, epoch_of, val, epoch, eval_fn, eval_every, rank)
             spent = time.monotonic() - began
             run_dir.seconds = before + spent
             run_dir.rows.append(row | dict(seconds=round(run_dir.seconds, 2)))
-            last = from_first(epoch == epochs or spent > 60*max_minutes)
+            last = from_first(epoch == epochs or spent > 60 * max_minutes)
             if rank == 0:
-                if last or 'check_score' in row or time.monotonic() - run_dir.saved > 50*run_dir.cost: _save(run_dir)
-                report(run_dir.rows[-1] | dict(left=max(0., min((epochs - epoch)*spent/(epoch - first), 60*max_minutes - spent))))
-            if last: break
+                if (
+                    last
+                    or "check_score" in row
+                    or time.monotonic() - run_dir.saved > 50 * run_dir.cost
+                ):
+                    _save(run_dir)
+                report(
+                    run_dir.rows[-1]
+                    | dict(
+                        left=max(
+                            0.0,
+                            min(
+                                (epochs - epoch) * spent / (epoch - first), 60 * max_minutes - spent
+                            ),
+                        )
+                    )
+                )
+            if last:
+                break
     return run_dir.ema.eval()
 
 # %% ../nbs/09_train.ipynb #29f8e3fd
@@ -498,19 +781,41 @@ def main(
     argv=None,  # list of words; the command line's by default
 ):
     "The command line of `train`."
-    p = ArgumentParser('python -m symmbfn.train', description="Train a SymmBFN model.")
-    p.add_argument('train', help="data set to train on, .safetensors"); p.add_argument('val', help="data set to validate on")
-    p.add_argument('--run', '--folder', required=True, help="folder of the run; a run that is there goes on (torchrun has options that begin with --run: call it --folder there)")
-    options = {k: v.default for k, v in inspect.signature(train).parameters.items() if v.default is not v.empty and k not in ('report', 'check', 'check_every', 'y')} | BASE
+    p = ArgumentParser("python -m symmbfn.train", description="Train a SymmBFN model.")
+    p.add_argument("train", help="data set to train on, .safetensors")
+    p.add_argument("val", help="data set to validate on")
+    p.add_argument(
+        "--run",
+        "--folder",
+        required=True,
+        help="folder of the run; a run that is there goes on (torchrun has options that begin with --run: call it --folder there)",
+    )
+    options = {
+        k: v.default
+        for k, v in inspect.signature(train).parameters.items()
+        if v.default is not v.empty and k not in ("report", "check", "check_every", "y")
+    } | BASE
     for name, default in options.items():
-        kind = dict(action=BooleanOptionalAction) if isinstance(default, bool) else dict(nargs='*') if isinstance(default, list) else dict(type=type(default))
-        p.add_argument(f'--{name}', default=default, help=f"default {default}", **kind)
+        kind = (
+            dict(action=BooleanOptionalAction)
+            if isinstance(default, bool)
+            else dict(nargs="*")
+            if isinstance(default, list)
+            else dict(type=type(default))
+        )
+        p.add_argument(f"--{name}", default=default, help=f"default {default}", **kind)
     args = vars(p.parse_args(argv))
     try:
-        data, val = (load_dataset(args.pop(f))[0] for f in ('train', 'val'))
-        if os.environ.get('RANK', '0') == '0': print(f"{len(data)} crystals to train on, {len(val)} to validate on")
-        train(args.pop('run'), data.crystals, val.crystals, y=data.targets(args['properties']), **args)
-    except (ValueError, OSError, FloatingPointError) as e: p.exit(2, f"{e}\n")
+        data, val = (load_dataset(args.pop(f))[0] for f in ("train", "val"))
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{len(data)} crystals to train on, {len(val)} to validate on")
+        train(
+            args.pop("run"), data.crystals, val.crystals, y=data.targets(args["properties"]), **args
+        )
+    except (ValueError, OSError, FloatingPointError) as e:
+        p.exit(2, f"{e}\n")
+
 
 # a notebook is __main__ too, but no file
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == "__main__" and "__file__" in globals():
+    main()

@@ -15,44 +15,55 @@ from importlib.resources import files
 import torch
 from torch import Tensor
 
-from .core import GROUPS, load_tensors, batch_index
+from .core import GROUPS, batch_index, load_tensors
 from .lattice import invariant_metric
 
 # %% ../nbs/05_wyckoff.ipynb #fdbadebf
 @dataclass(frozen=True)
 class WyckoffTable:
     "All 1,731 Wyckoff positions, by group and, within a group, by letter: 'a' first, the general position last."
-    G: Tensor       # (1731,) int64, space group
-    mult: Tensor    # (1731,) int64, points per conventional cell
+
+    G: Tensor  # (1731,) int64, space group
+    mult: Tensor  # (1731,) int64, points per conventional cell
     letter: Tensor  # (1731,) int64, 0 is 'a', 26 is 'A'
-    dof: Tensor     # (1731,) int64, free parameters
-    S: Tensor       # (1731,15) int64, site symmetry of the first map
-    start: Tensor   # (1732,) int64, the maps of w are W[start[w]:start[w+1]]
-    W: Tensor       # (14433,3,4) affine maps, x = W[:, :, :3] u + W[:, :, 3]
-    first: Tensor   # (232,) int64, the positions of G are first[G] to first[G+1] - 1
-    P: Tensor       # (1731,3,3) projector on the directions of the first map
-    Q: Tensor       # (1731,3,3) a step d leaves the first map by the distance |Q d|
-    H: Tensor       # (1731,3,3) Q^T Q
-    U: Tensor       # (1731,3,4) affine map from a point to the parameters u of the nearest point of the first map
-    V: Tensor       # (1731,3,3) metric of the parameters: a step du is du V du long, squared
+    dof: Tensor  # (1731,) int64, free parameters
+    S: Tensor  # (1731,15) int64, site symmetry of the first map
+    start: Tensor  # (1732,) int64, the maps of w are W[start[w]:start[w+1]]
+    W: Tensor  # (14433,3,4) affine maps, x = W[:, :, :3] u + W[:, :, 3]
+    first: Tensor  # (232,) int64, the positions of G are first[G] to first[G+1] - 1
+    P: Tensor  # (1731,3,3) projector on the directions of the first map
+    Q: Tensor  # (1731,3,3) a step d leaves the first map by the distance |Q d|
+    H: Tensor  # (1731,3,3) Q^T Q
+    U: Tensor  # (1731,3,4) affine map from a point to the parameters u of the nearest point of the first map
+    V: Tensor  # (1731,3,3) metric of the parameters: a step du is du V du long, squared
 
 # %% ../nbs/05_wyckoff.ipynb #72917b90
 @cache
 @torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 def _table(device, dtype):
-    t = load_tensors(files('symmbfn')/'wyckoff.safetensors')[0]
-    t = {k: v.double()/24 if k == 'W' else v.long() for k, v in t.items()}
-    A, t0 = t['W'][t['start'][:-1]].split([3, 1], 2)
-    M = invariant_metric(t['G']).double()
+    t = load_tensors(files("symmbfn") / "wyckoff.safetensors")[0]
+    t = {k: v.double() / 24 if k == "W" else v.long() for k, v in t.items()}
+    A, t0 = t["W"][t["start"][:-1]].split([3, 1], 2)
+    M = invariant_metric(t["G"]).double()
     V = A.mT @ M @ A
     inverse = torch.linalg.pinv(V, hermitian=True) @ A.mT @ M  # (1731,3,3)
     P = A @ inverse
     Q = torch.linalg.cholesky(M).mT @ (torch.eye(3).to(P) - P)
-    t |= dict(first=torch.searchsorted(t['G'], torch.arange(GROUPS + 2)), P=P, Q=Q, H=Q.mT @ Q, U=torch.cat([inverse, -inverse @ t0], 2), V=V)
-    return WyckoffTable(**{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in t.items()})
+    t |= dict(
+        first=torch.searchsorted(t["G"], torch.arange(GROUPS + 2)),
+        P=P,
+        Q=Q,
+        H=Q.mT @ Q,
+        U=torch.cat([inverse, -inverse @ t0], 2),
+        V=V,
+    )
+    return WyckoffTable(
+        **{k: v.to(device, dtype if v.is_floating_point() else None) for k, v in t.items()}
+    )
+
 
 def wyckoff_table(
-    device='cpu',
+    device="cpu",
     dtype=torch.float64,  # of what isn't an index
 ) -> WyckoffTable:
     "The table that comes with the package, read once."
@@ -61,31 +72,37 @@ def wyckoff_table(
 # %% ../nbs/05_wyckoff.ipynb #11809324
 def wyckoff_labels(
     w: Tensor,  # (M,) positions
-) -> list:      # of str, such as '4a'
+) -> list:  # of str, such as '4a'
     "Multiplicity and letter of each position."
     t, w = wyckoff_table(), w.cpu()
-    return [f"{m}{chr(ord('a') + i) if i < 26 else 'A'}" for m, i in zip(t.mult[w].tolist(), t.letter[w].tolist())]
+    return [
+        f"{m}{chr(ord('a') + i) if i < 26 else 'A'}"
+        for m, i in zip(t.mult[w].tolist(), t.letter[w].tolist())
+    ]
+
 
 def general_position(
     G: Tensor,  # (M,) space groups
-) -> Tensor:    # (M,)
+) -> Tensor:  # (M,)
     "The general position of each group, its last."
     return wyckoff_table(G.device).first[G + 1] - 1
 
+
 def symmetry_operations(
-    G: int,   # space group
+    G: int,  # space group
 ) -> Tensor:  # (m,3,4) float64
     "All symmetry operations of the conventional cell: the maps of the general position."
     t = wyckoff_table()
-    return t.W[t.start[t.first[G + 1] - 1]:t.start[t.first[G + 1]]]
+    return t.W[t.start[t.first[G + 1] - 1] : t.start[t.first[G + 1]]]
 
 # %% ../nbs/05_wyckoff.ipynb #3bca6eeb
 def apply_affine(
     W: Tensor,  # (M,3,4)
     u: Tensor,  # (M,3)
-) -> Tensor:    # (M,3)
+) -> Tensor:  # (M,3)
     "W[:, :, :3] u + W[:, :, 3]"
     return (W[:, :, :3] @ u[:, :, None])[:, :, 0] + W[:, :, 3]
+
 
 def wrap_into_cell(
     x: Tensor,  # fractional coordinates
@@ -94,32 +111,38 @@ def wrap_into_cell(
     x = x - x.floor()
     return torch.where(x < 1, x, 0)  # -1e-20 is rounded to 1
 
+
 def lattice_neighbours(
     like: Tensor,  # for its device and type
-) -> Tensor:       # (27,3)
+) -> Tensor:  # (27,3)
     "The translations to a cell and the 26 around it."
-    return torch.cartesian_prod(*[torch.arange(-1, 2)]*3).to(like)
+    return torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(like)
 
 # %% ../nbs/05_wyckoff.ipynb #b7aee78a
 def nearest_on_position(
     x: Tensor,  # (M,3) fractional coordinates
     w: Tensor,  # (M,) Wyckoff positions
-) -> tuple[Tensor, Tensor, Tensor]:  # (M,3) the translate of x; (M,3) parameters u; (M,) distance, in units of `invariant_metric`
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # (M,3) the translate of x; (M,3) parameters u; (M,) distance, in units of `invariant_metric`
     "The lattice translate of x that is nearest to the first map of w, and the parameters of the nearest point there."
     t = wyckoff_table(x.device, x.dtype)
     t0, H = t.W[t.start[w], :, 3], t.H[w]
     d = x - t0
     d = d - d.round()
     along = (H @ d[:, :, None])[:, :, 0]
-    gain, i = (along.abs() - H.diagonal(dim1=1, dim2=2)/2).max(1, keepdim=True)
-    d = d - torch.where(gain > 0, along.gather(1, i).sign(), 0)*torch.eye(3).to(x)[i[:, 0]]
+    gain, i = (along.abs() - H.diagonal(dim1=1, dim2=2) / 2).max(1, keepdim=True)
+    d = d - torch.where(gain > 0, along.gather(1, i).sign(), 0) * torch.eye(3).to(x)[i[:, 0]]
     near = d + t0
     return near, apply_affine(t.U[w], near), (t.Q[w] @ d[:, :, None])[:, :, 0].norm(dim=1)
+
 
 def project_onto_position(
     x: Tensor,  # (M,3) fractional coordinates
     w: Tensor,  # (M,) Wyckoff positions
-) -> tuple[Tensor, Tensor]:  # (M,3) the nearest point of the first map of w, in [0,1); (M,3) the step from x to it
+) -> tuple[
+    Tensor, Tensor
+]:  # (M,3) the nearest point of the first map of w, in [0,1); (M,3) the step from x to it
     "Put each point on a position: the nearest point of its first map, over all lattice translations."
     t = wyckoff_table(x.device, x.dtype)
     near, u, _ = nearest_on_position(x, w)
@@ -130,29 +153,42 @@ def project_onto_position(
 def orbit(
     x: Tensor,  # (M,3) points on the first maps, as `project_onto_position` returns them
     w: Tensor,  # (M,) Wyckoff positions
-) -> tuple[Tensor, Tensor]:  # (A,3) all their images in the conventional cell, in [0,1); (A,) index into M
+) -> tuple[
+    Tensor, Tensor
+]:  # (A,3) all their images in the conventional cell, in [0,1); (A,) index into M
     "All the points of each orbit, in the order of the position's maps."
     t = wyckoff_table(x.device, x.dtype)
     owner, j = batch_index(t.mult[w])
-    return wrap_into_cell(apply_affine(t.W[t.start[w][owner] + j], nearest_on_position(x, w)[1][owner])), owner
+    return wrap_into_cell(
+        apply_affine(t.W[t.start[w][owner] + j], nearest_on_position(x, w)[1][owner])
+    ), owner
 
 # %% ../nbs/05_wyckoff.ipynb #41aff567
 GENERIC = 0.137, 0.211, 0.293  # parameters near no symmetry
 
+
 def representative(
     points: Tensor,  # (A,3) all points of each orbit, exact to 1e-5
-    owner: Tensor,   # (A,) orbit of each, 0 to M-1
-    w: Tensor,       # (M,) Wyckoff position of each orbit
-) -> Tensor:         # (M,3) one point of each orbit, on the first map of w, in [0,1)
+    owner: Tensor,  # (A,) orbit of each, 0 to M-1
+    w: Tensor,  # (M,) Wyckoff position of each orbit
+) -> Tensor:  # (M,3) one point of each orbit, on the first map of w, in [0,1)
     "The point of the first map whose parameters are nearest to GENERIC; ties go to the smallest coordinates."
     t, of = wyckoff_table(points.device, points.dtype), w[owner]
     _, u, residual = nearest_on_position(points, of)
     d = u - u.new_tensor(GENERIC)
     d = (d - d.round())[:, None] - lattice_neighbours(u)  # (A,27,3)
-    distance = torch.einsum('abi,aij,abj->ab', d, t.V[of], d).amin(1).sqrt()
+    distance = torch.einsum("abi,aij,abj->ab", d, t.V[of], d).amin(1).sqrt()
     on = wrap_into_cell(apply_affine(t.W[t.start[of]], u))
     keep = torch.ones_like(owner, dtype=torch.bool)
-    for key, tolerance in [(residual, 1e-4), (distance, 1e-5), *[(wrap_into_cell(on[:, i] + 1e-5), 1e-5) for i in range(3)]]:
+    for key, tolerance in [
+        (residual, 1e-4),
+        (distance, 1e-5),
+        *[(wrap_into_cell(on[:, i] + 1e-5), 1e-5) for i in range(3)],
+    ]:
         key = torch.where(keep, key, torch.inf)
-        keep &= key <= key.new_full((len(w),), torch.inf).scatter_reduce(0, owner, key, 'amin')[owner] + tolerance
+        keep &= (
+            key
+            <= key.new_full((len(w),), torch.inf).scatter_reduce(0, owner, key, "amin")[owner]
+            + tolerance
+        )
     return torch.zeros(len(w), 3).to(on).index_copy(0, owner[keep], on[keep])
