@@ -25,12 +25,10 @@ from symmbfn.core import (
     Channels,
     Crystals,
     K,
-    load_tensors,
-    save_tensors,
     segment_mean,
     segment_sum,
 )
-from .data import EmpiricalPrior
+from .data import EmpiricalPrior, load_tensors, save_tensors
 from .lattice import constrain, free_components, k_to_lattice
 from .net import Net
 from .wyckoff import wyckoff_table
@@ -409,11 +407,17 @@ def load(
             f"{path} is damaged, its content is not what was written: fetch or train it again."
         )
     try:
-        prior, model = (
-            EmpiricalPrior(*(tensors.pop(f"prior.{k}") for k in EmpiricalPrior._fields)),
-            Model(**about["settings"]),
+        model = Model(**about["settings"])
+        model.load_state_dict(
+            {name: v for name, v in tensors.items() if not name.startswith("prior.")}
         )
-        model.load_state_dict(tensors)
+        prior = EmpiricalPrior(
+            **{
+                name.removeprefix("prior."): v
+                for name, v in tensors.items()
+                if name.startswith("prior.")
+            }
+        )
         return Trained(model.eval(), prior, about["meta"])
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
         raise ValueError(
