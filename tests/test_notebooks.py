@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-root = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (root / "nbs").glob("*.ipynb")))
-def test_notebook(name):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path):
     done = subprocess.run(
-        ["nbdev_test", "--path", f"nbs/{name}", "--n_workers", "1"],
-        cwd=root,
+        ["nbdev_test", "--path", path.relative_to(ROOT), "--n_workers", "1"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "2"},
