@@ -7,6 +7,7 @@ _public = {
     "load": "model",
     "generate": "generation",
     "evaluate": "evaluation",
+    "train": "train",
 }
 
 
