@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ID_PREFIXES', 'N_NEIGHBOURS', 'save_tensors', 'load_tensors', 'Dataset', 'save_dataset', 'load_dataset',
-           'pack_crystals', 'unpack_crystals', 'pack_dataset', 'unpack_dataset', 'load_mp20', 'EmpiricalPrior',
-           'wyckoff_positions', 'primitive_sizes', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior']
+           'wyckoff_positions', 'pack_crystals', 'unpack_crystals', 'pack_dataset', 'unpack_dataset', 'load_mp20',
+           'EmpiricalPrior', 'primitive_sizes', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior']
 
 # %% ../nbs/06_data.ipynb #ed4ad3a7
 import json
@@ -152,6 +152,19 @@ def _properties(tensors):
     start = "property."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
+# %% ../nbs/06_data.ipynb #06f00017
+def wyckoff_positions(
+    c: Crystals,  # exactly symmetric
+) -> Tensor:  # (N,)
+    "Wyckoff position of each site: of those of its group that agree best with its site symmetry, the nearest."
+    t = wyckoff_table(c.G.device, c.x.dtype)
+    first = t.first[c.G][c.b]
+    site, p = batch_index(t.first[c.G + 1][c.b] - first)
+    w = first[site] + p
+    score = c.x.new_full((len(c.b), int(p.max()) + 1), -torch.inf)
+    score[site, p] = 1000 * (t.S[w] == c.S[site]).sum(1) - nearest_on_position(c.x[site], w)[2]
+    return first + score.argmax(1)
+
 # %% ../nbs/06_data.ipynb #06f00011
 def _free_parameters():
     "Which of the three parameters of each Wyckoff position move a point at all, (1731,3) bool."
@@ -239,19 +252,6 @@ class EmpiricalPrior(NamedTuple):
     examples: Tensor = torch.zeros(0, 2)
     # int64: atoms in the largest primitive cell. Files from before it was kept are of MP-20, with 20
     max_atoms: Tensor = torch.tensor(20)
-
-
-def wyckoff_positions(
-    c: Crystals,  # exactly symmetric
-) -> Tensor:  # (N,)
-    "Wyckoff position of each site: of those of its group that agree best with its site symmetry, the nearest."
-    t = wyckoff_table(c.G.device, c.x.dtype)
-    first = t.first[c.G][c.b]
-    site, p = batch_index(t.first[c.G + 1][c.b] - first)
-    w = first[site] + p
-    score = c.x.new_full((len(c.b), int(p.max()) + 1), -torch.inf)
-    score[site, p] = 1000 * (t.S[w] == c.S[site]).sum(1) - nearest_on_position(c.x[site], w)[2]
-    return first + score.argmax(1)
 
 
 def primitive_sizes(
