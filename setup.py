@@ -25,10 +25,13 @@ setup(
     url=cfg["git_url"],
     license="Apache-2.0",
     packages=["symmbfn"],
-    package_data={"symmbfn": ["*.safetensors", "*.json", "*.csv"]},
+    package_data={"symmbfn": ["*.safetensors", "*.json", "*.csv", "*.csv.gz"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={
+        "notebooks": lines("notebooks_requirements"),
+        "dev": lines("notebooks_requirements") + lines("dev_requirements"),
+    },
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     classifiers=[
