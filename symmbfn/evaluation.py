@@ -57,7 +57,7 @@ from symmbfn.stability import (
     formation_energy,
     hull_energy,
     load_hull,
-    potential,
+    CHGNetPotential,
     relax,
 )
 from .structures import decode, read_cif
@@ -340,7 +340,7 @@ def relax_stage(
             ready.append(s)
         except ValueError as e:
             yield i, dict(relaxed=False, reason=str(e), steps=0, energy=None, start_energy=None)
-    for j, out in relax(ready, potential(device), batch):
+    for j, out in relax(ready, CHGNetPotential(device), batch_size=batch):
         if (end := out.pop("structure")) is not None:
             d = end.frac_coords - ready[j].frac_coords
             out |= dict(
