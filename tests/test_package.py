@@ -1,4 +1,4 @@
-"The package as a whole: layers, imports, files, notebooks in step."
+"The package as a whole: layers, imports, files, notebooks."
 
 import ast
 import subprocess
@@ -7,126 +7,127 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
-root = Path(__file__).parent.parent
-notebooks = sorted((root / "nbs").glob("*.ipynb"))
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "symmbfn"
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+WRITTEN_BY_HAND = {"__init__", "__main__"}
+MADE_BY_NBDEV = {"_modidx"}
+TRAINING_NEEDS = {"torch", "numpy", "safetensors"}
 
 
-def exported(path):
-    "The module a notebook exports to, or None."
+def module_of(path):
+    "The module that a notebook exports, or None."
     for cell in nbformat.read(path, 4).cells:
         if "#| default_exp" in cell.source:
             return cell.source.split("#| default_exp")[1].split()[0]
 
 
-number = {exported(p): int(p.name[:2]) for p in notebooks if p.name[:2].isdigit() and exported(p)}
+NUMBERS = {module_of(path): int(path.name[:2]) for path in NOTEBOOKS if module_of(path)}
 
 
-def imports(module):
-    "Top-level packages and symmbfn modules that a module imports, anywhere in it."
-    outside, inside = set(), set()
-    for node in ast.walk(ast.parse((root / "symmbfn" / f"{module}.py").read_text())):
+def imported_names(module):
+    "What a module imports anywhere in it, such as 'torch.nn' or 'symmbfn.core'."
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    names = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            outside |= {a.name.split(".")[0] for a in node.names}
+            names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            package, _, name = (
-                "symmbfn." + (node.module or "") if node.level else node.module
-            ).partition(".")
-            if package != "symmbfn":
-                outside.add(package)
+            package = "symmbfn." * bool(node.level) + (node.module or "")
+            if package.strip(".") == "symmbfn":
+                names |= {f"symmbfn.{alias.name}" for alias in node.names}
             else:
-                inside |= {name} if name else {a.name for a in node.names}
-    return outside, inside
+                names.add(package)
+    return names
 
 
-@pytest.mark.parametrize("module", sorted(number))
+def modules_imported(module):
+    "The modules of symmbfn that a module imports."
+    return {n.split(".")[1] for n in imported_names(module) if n.startswith("symmbfn.")}
+
+
+def packages_imported(module):
+    "The packages beside symmbfn and the standard library that a module imports."
+    names = {name.split(".")[0] for name in imported_names(module)}
+    return names - {"symmbfn"} - sys.stdlib_module_names
+
+
+def test_every_module_comes_from_a_notebook():
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules - WRITTEN_BY_HAND - MADE_BY_NBDEV == set(NUMBERS)
+
+
+@pytest.mark.parametrize("module", sorted(NUMBERS))
 def test_a_module_imports_only_smaller_numbers(module):
-    for other in imports(module)[1]:
-        assert number[other] < number[module] or (module, other) == ("net", "fused"), (
-            f"{module} imports {other}"
-        )  # kernels, where there is a GPU
+    for other in modules_imported(module):
+        assert NUMBERS[other] < NUMBERS[module], f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("module", sorted(m for m in number if number[m] <= 12))
-def test_the_core_needs_torch_numpy_and_the_standard_library(module):
-    assert imports(module)[0] <= {"torch", "numpy"} | sys.stdlib_module_names
+@pytest.mark.parametrize("module", sorted(m for m in NUMBERS if NUMBERS[m] <= 12))
+def test_00_to_12_need_torch_numpy_and_safetensors_alone(module):
+    "Kernels in Triton come in where there is a GPU, and Triton then comes with torch."
+    assert packages_imported(module) <= TRAINING_NEEDS | {"triton"}
 
 
-def loaded_by(statement):
+def test_the_base_install_has_what_the_modules_import():
+    "Notebook 17 draws, which needs the packages of the notebooks."
+    settings = (ROOT / "settings.ini").read_text()
+    base = settings.split("\nrequirements =")[1].split("\nnotebooks_requirements =")[0]
+    for module in set(NUMBERS) - {"figures"}:
+        for package in packages_imported(module) - {"triton", "monty", "pyxtal"}:
+            assert f"    {package}" in base, f"{module} imports {package}"
+
+
+def packages_loaded_by(statement):
+    "Packages that are loaded after a statement in a process of its own."
     code = f"import sys; {statement}; print(*sys.modules)"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
-        ).stdout.split()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
+    names = {name.split(".")[0] for name in done.stdout.split()}
+    return names - sys.stdlib_module_names
 
 
-def test_importing_symmbfn_loads_nothing_heavy():
-    assert not loaded_by("import symmbfn") & {
-        "torch",
-        "numpy",
-        "pymatgen",
-        "pyxtal",
-        "moyopy",
-        "matplotlib",
-    }
+def test_importing_symmbfn_loads_nothing_else():
+    assert packages_loaded_by("import symmbfn") - packages_loaded_by("pass") == {"symmbfn"}
 
 
-def test_training_starts_with_torch_and_numpy_alone():
-    packages = lambda statement: (
-        {m.split(".")[0] for m in loaded_by(statement)} - sys.stdlib_module_names
-    )
-    assert packages("import symmbfn.train, symmbfn.sample, symmbfn.reconstruct") - packages(
-        "import torch, numpy"
-    ) == {"symmbfn"}
+def test_training_loads_torch_numpy_and_safetensors_alone():
+    own = packages_loaded_by("import symmbfn.train, symmbfn.sample, symmbfn.reconstruct")
+    assert own - packages_loaded_by("import torch, numpy, safetensors.torch") == {"symmbfn"}
 
 
-def test_public_names_are_there_and_others_are_not():
+@pytest.mark.parametrize(
+    "name", ["encode", "decode", "load_data", "load", "generate", "evaluate", "train"]
+)
+def test_public_name_is_there(name):
+    code = f"import symmbfn; assert callable(symmbfn.{name}) and '{name}' in dir(symmbfn)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_name_that_is_not_there_is_an_error():
     import symmbfn
 
-    for name in ("encode", "decode", "load_data", "load", "generate", "evaluate"):
-        assert callable(getattr(symmbfn, name)) and name in dir(symmbfn)
     with pytest.raises(AttributeError, match="no attribute 'decoed'"):
-        symmbfn.decoed
+        symmbfn.decoed  # noqa: B018
 
 
-def test_our_files_are_safetensors(tmp_path):
-    "Our writer and reader against the safetensors package, both ways."
-    from safetensors.torch import load_file, save_file
-
-    from symmbfn.core import load_tensors, save_tensors
-
-    tensors = {
-        "a": torch.randn(3, 4),
-        "b": torch.arange(7, dtype=torch.int16),
-        "c": torch.randn(2, 1).bfloat16(),
-        "d": torch.tensor([True, False]),
-        "e": torch.randn(5).half(),
-        "f": torch.zeros(0, 2),
-        "g": torch.tensor(2.5, dtype=torch.float64),
-    }
-    save_tensors(tmp_path / "ours.safetensors", tensors, meta={"x": 1})
-    save_file(tensors, tmp_path / "theirs.safetensors")
-    for loaded in (
-        load_file(tmp_path / "ours.safetensors"),
-        load_tensors(tmp_path / "theirs.safetensors")[0],
-    ):
-        assert loaded.keys() == tensors.keys()
-        for k, v in tensors.items():
-            assert loaded[k].dtype == v.dtype and torch.equal(loaded[k], v)
-
-
-@pytest.mark.parametrize("path", notebooks, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_fit_to_read(path):
-    "Run before the commit, no errors, a title, ids that stay, a size that the web shows."
-    nb = nbformat.read(path, 4)
-    code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
-    assert nb.cells[0].source.startswith("# ") and path.stat().st_size < 300_000
-    assert not any(
-        place in path.read_text() for place in ("/tmp/", "/root/", "/home/", "site-packages/")
-    )
-    assert any(c.outputs for c in code) and not any(
-        o.output_type == "error" for c in code for o in c.outputs
-    )
-    assert len({c.id for c in nb.cells}) == len(nb.cells)
+    "A title, outputs without errors or paths of a machine, and a size that the web shows."
+    page = nbformat.read(path, 4)
+    outputs = [o for cell in page.cells if cell.cell_type == "code" for o in cell.outputs]
+    assert page.cells[0].source.startswith("# ")
+    assert outputs
+    assert not any(output.output_type == "error" for output in outputs)
+    assert path.stat().st_size < 300_000
+    text = path.read_text()
+    for place in ("/tmp/", "/root/", "/home/", "site-packages/"):
+        assert place not in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_have_names_of_their_own(path):
+    names = [cell.id for cell in nbformat.read(path, 4).cells]
+    assert len(set(names)) == len(names)
