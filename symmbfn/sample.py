@@ -31,7 +31,7 @@ def bayesian_update(
     noise: Tensor,  # (...) standard normal
     scale=1.0,  # of the noise
 ) -> Tensor:  # (...)
-    "Add one message of accuracy beta_to - beta_from: the updates of equations 9 and 17 for sums of messages."
+    "Add a message of accuracy beta_to - beta_from: equations 9 and 17 for sums of messages."
     old_noise = z - beta_from * e
     return beta_to * e + old_noise + scale * (beta_to - beta_from) ** 0.5 * noise
 
@@ -45,7 +45,7 @@ def noise_reduced_update(
     noise: Tensor,  # (...) standard normal
     scale=1.0,  # of the noise
 ) -> Tensor:  # (...)
-    "Draw the sum of all messages afresh from the flow distribution of the estimate, equations 12 and 18."
+    "Draw the sum of all messages afresh from the estimate's flow, equations 12 and 18."
     return beta_to * e + scale * beta_to**0.5 * noise
 
 
@@ -231,6 +231,11 @@ def _check(steps, method, temperature):
         raise ValueError(f"Unknown method {method!r}: choose among {', '.join(METHODS)}.")
 
 
+def _at(t, G):
+    "(B,) The same time for every crystal."
+    return torch.full((len(G),), t, device=G.device)
+
+
 def step_times(
     steps: int,
     method: str,  # one of METHODS
@@ -249,7 +254,7 @@ def draw_guesses(
     settings: dict,  # of a model
     t: float,  # time until which they came
 ) -> Channels:  # like estimate
-    "What the paper's sampler sends messages about: classes, and the periodic images that are meant."
+    "What the paper's sampler sends messages about: drawn classes, and drawn periodic images."
     up_to_cells = settings.get("parameterization") == "residual"
 
     def of_channel(channel):
@@ -269,7 +274,7 @@ def decide(
     method: str,  # one of METHODS
     noise: CrystalNoise,
 ) -> Channels:
-    "Choose the classes that are not left to the decoder: drawn by the paper's sampler, else the most probable."
+    "Choose classes, but for those left to the decoder: drawn by 'bayes', else the most probable."
 
     def of_channel(channel):
         value = getattr(estimate, channel.name)
@@ -287,7 +292,7 @@ def sample(
     net,  # net(belief, t, G, b) -> estimates, for example a Model
     G: Tensor,  # (B,) space groups
     b: Tensor,  # (N,) crystal of each site
-    settings: dict,  # the accuracies sigma_k, sigma_x, beta_a, beta_S, and parameterization: Model.settings
+    settings: dict,  # Model.settings: the accuracies sigma_k, ..., beta_S, and parameterization
     noise: CrystalNoise,
     steps=50,
     *,
@@ -297,19 +302,15 @@ def sample(
     temperature=1.0,  # scale of the noise: below 1, what is improbable gets rarer
     report=None,  # called with the number of steps done, after each
 ) -> Channels:  # the crystal: k and x; a one-hot; S as probabilities, which the decoder weighs
-    "Generate crystals, section 3 of the paper. Raises ValueError for an unknown method, no steps, or a negative temperature."
+    "Generate crystals, section 3 of the paper. Raises ValueError for options that cannot be meant."
     _check(steps, method, temperature)
-
-    def at(t):
-        return torch.full((len(G),), t, device=G.device)
-
     update, times = UPDATES[method], step_times(steps, method, start_time)
     belief = initial_beliefs(G, b)
     if start_crystals is not None:
-        belief = flow(start_crystals, at(start_time), noise.normal(0), settings)
+        belief = flow(start_crystals, _at(start_time, G), noise.normal(0), settings)
     z = message_sums(belief, settings, start_time)
     for i, (t_from, t_to) in enumerate(pairwise(times), 1):
-        estimate, normal = net(belief, at(t_from), G, b), noise.normal(2 * i)
+        estimate, normal = net(belief, _at(t_from, G), G, b), noise.normal(2 * i)
         if method == "bayes":
             uniform = noise.uniform(2 * i + 1)
             estimate = draw_guesses(estimate, uniform, z=z, settings=settings, t=t_from)
@@ -324,4 +325,4 @@ def sample(
         belief = beliefs_from_messages(z, settings, t_to, G)
         if report:
             report(i)
-    return decide(net(belief, at(1.0), G, b), method, noise)
+    return decide(net(belief, _at(1.0, G), G, b), method, noise)
