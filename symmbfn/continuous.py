@@ -17,7 +17,7 @@ def sender(
     alpha,  # accuracy > 0, broadcast against x
     noise: Tensor,  # (...) standard normal
 ) -> Tensor:  # (...) the message
-    "A noisy look at the datum, y ~ N(x, 1/alpha)."
+    "A noisy look at the datum, y ~ N(x, 1/alpha), equation 3."
     return x + noise * alpha**-0.5
 
 # %% ../nbs/01_continuous.ipynb #d6a9e54f
@@ -88,7 +88,7 @@ def loss(
 
 
 def loss_n(
-    x_minus_x_hat: Tensor,  # (...) difference of datum and the guess made before step i, at t = (i-1)/n
+    x_minus_x_hat: Tensor,  # (...) datum minus the guess made before step i, at t = (i-1)/n
     i,  # step 1 to n, broadcast against it
     n: int,  # number of steps
     sigma1: float,  # standard deviation of the belief at t = 1
