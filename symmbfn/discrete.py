@@ -15,7 +15,7 @@ def one_hot(
     K: int,  # number of classes
     dtype=torch.float32,
 ) -> Tensor:  # (...,K)
-    "1 at the class, 0 elsewhere."
+    "1 at the class, 0 elsewhere. Raises RuntimeError for a class beyond the last."
     return torch.nn.functional.one_hot(c, K).to(dtype)
 
 # %% ../nbs/02_discrete.ipynb #aac20210
@@ -23,11 +23,12 @@ def sample_class(
     p: Tensor,  # (...,K) probabilities, or weights
     uniform: Tensor,  # (...) uniform in [0,1)
 ) -> Tensor:  # (...) int64, class 0 to K-1
-    "The class at which the cumulated probability passes `uniform`; never one of probability 0, unless all are 0 or nan."
-    cdf = p.double().cumsum(
-        -1
-    )  # in float32 a uniform number just below 1 could round up to the total
-    return ((cdf > uniform[..., None] * cdf[..., -1:]) & (p > 0)).to(torch.uint8).argmax(-1)
+    """The class at which the cumulated probability passes `uniform`.
+
+    It never is a class of probability 0, unless all probabilities are 0 or nan."""
+    cdf = p.double().cumsum(-1)  # in float32 a number just below 1 could round up to the total
+    passed = cdf > uniform[..., None] * cdf[..., -1:]
+    return (passed & (p > 0)).to(torch.uint8).argmax(-1)
 
 # %% ../nbs/02_discrete.ipynb #1e06aca0
 def sender(
@@ -42,9 +43,9 @@ def sender(
 # %% ../nbs/02_discrete.ipynb #a828d25b
 def bayesian_update(
     theta: Tensor,  # (...,K) probabilities
-    y: Tensor,  # (...,K) message
+    y: Tensor,  # (...,K) message; its accuracy is in its size
 ) -> Tensor:  # (...,K) probabilities after the message
-    "Bayes' rule for a categorical belief, softmax(log theta + y), in equation 17. The accuracy is in y."
+    "Bayes' rule for a categorical belief, softmax(log theta + y), in equation 17."
     return torch.softmax(theta.log() + y, -1)
 
 # %% ../nbs/02_discrete.ipynb #16935d3f
@@ -92,6 +93,8 @@ def loss_n(
     beta1: float,  # accuracy received until t = 1
     noise: Tensor,  # (...,K) standard normal, for the message
 ) -> Tensor:  # (...) nats
-    "The loss of step i times n, estimated by one message: its mean over messages and i in 1..n is the loss of all n steps."
+    """The loss of step i times n, estimated by one message.
+
+    Its mean over messages and over i in 1..n is the loss of all n steps."""
     y = sender(e, alpha(i, n, beta1), noise)
     return n * ((e * y).sum(-1) - torch.logsumexp(p_hat.log() + y, -1))
