@@ -772,11 +772,11 @@ class RecordedEpoch:
         c, which, weight = pad_batch(self.data, self.sizes, self.index, self.n_sites)
         t, noise = sample_time_and_noise(c, self.generator)
         condition = None if self.y is None else drop_condition(self.y[which], self.generator)
-        state.model.net.room = self.site_capacity
+        state.model.net.padded_sizes = self.site_capacity
         batch = (c, t, noise, condition, weight)
         loss, losses = weighted_loss(state.model, state.config.precision, batch)
         take_step(state, loss)
-        state.model.net.room = None
+        state.model.net.padded_sizes = None
         self.sums += (self.index >= 0).sum() * losses
 
     def __call__(
