@@ -109,7 +109,7 @@ HEXAGONAL = -math.log(3) / 4  # k_1 of space groups 143 to 194
 @torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 def free_components(device="cpu") -> Tensor:
     "Which entries of k each space group leaves free, (231,6) bool; row 0 is not used."
-    rows = [[False] * 6]
+    rows = [[True] * 6]
     for G in range(1, GROUPS + 1):
         family = max(first for first in TABLE1 if first <= G)
         rows.append([i in TABLE1[family] for i in range(1, 7)])
