@@ -352,6 +352,7 @@ def draw_crystal(
     structure,  # pymatgen Structure; its cell is drawn as it is given
     ax=None,  # matplotlib Axes; a new figure if None
     title=None,  # above the crystal; formula and space group if None
+    caption="",  # below the crystal
 ):  # the Axes
     "Draw the cell of a crystal. Raises ValueError if a site holds several elements."
     ax = figure(figsize=(3, 3)).add_subplot() if ax is None else ax
@@ -361,6 +362,7 @@ def draw_crystal(
     centred = dict(transform=ax.transAxes, ha="center", va="bottom")
     ax.text(0.5, 1.1 if group else 1.02, formula, size=9.5, **centred)
     ax.text(0.5, 1.02, group, size=8, color=GREY, **centred)
+    ax.text(0.5, -0.24, caption, size=8, color=GREY, **centred)
     return ax
 
 
@@ -401,29 +403,37 @@ def gallery(
     structures,  # pymatgen Structures, at least one
     columns=4,
     titles=None,  # one for each crystal; formula and space group if None
+    captions=None,  # below the crystals, one for each
 ):  # the figure
     """Draw crystals side by side.
 
-    Raises ValueError if there are none, or not as many titles as crystals."""
+    Raises ValueError if there are none, or not as many titles or captions as crystals."""
     structures = list(structures)
-    titles = [None] * len(structures) if titles is None else list(titles)
     if not structures:
         raise ValueError("There is nothing to draw: the list of structures is empty.")
-    if len(titles) != len(structures):
-        raise ValueError(
-            f"{len(titles)} titles for {len(structures)} structures: give one for each, or none."
-        )
-    columns = min(columns, len(structures))
-    rows = -(-len(structures) // columns)
-    fig = figure(figsize=(2.2 * columns, 2.75 * rows))
-    fig.subplots_adjust(left=0.01, right=0.99, bottom=0.1 / rows, top=1 - 0.153 / rows)
-    fig.subplots_adjust(wspace=0.08, hspace=0.36)
+    n = len(structures)
+    titles, captions = _one_each("titles", titles, n, None), _one_each("captions", captions, n, "")
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    below = 0.25 if any(captions) else 0.0  # inches for the captions of a row
+    height = 2.75 + below
+    fig = figure(figsize=(2.2 * columns, height * rows))
+    margins = dict(bottom=(0.275 + below) / height / rows, top=1 - 0.42 / height / rows)
+    fig.subplots_adjust(left=0.01, right=0.99, wspace=0.08, hspace=0.36 + below / 2, **margins)
     axes = fig.subplots(rows, columns, squeeze=False).flat
-    for ax in axes[len(structures) :]:
+    for ax in axes[n:]:
         ax.set_axis_off()
-    for ax, structure, title in zip(axes, structures, titles):
-        draw_crystal(structure, ax, title)
+    for ax, structure, title, caption in zip(axes, structures, titles, captions):
+        draw_crystal(structure, ax, title, caption)
     return fig
+
+
+def _one_each(name, words, n, default):
+    "As many titles or captions as structures. Raises ValueError if there are others."
+    words = [default] * n if words is None else list(words)
+    if len(words) != n:
+        raise ValueError(f"{len(words)} {name} for {n} structures: give one for each, or none.")
+    return words
 
 # %% ../nbs/17_figures.ipynb #15405168
 def compact(
@@ -603,6 +613,7 @@ def _histogram_panel(ax, generated, data, names, histogram):
         ax.stairs(percent, bins, fill=True, color=colour, alpha=0.3)
         ax.stairs(percent, bins, color=colour, lw=1.2, label=name)
     ax.set(xlabel=histogram.label, ylabel="share of crystals, %", xlim=(bins[0], bins[-1]))
+    ax.xaxis.get_major_locator().set_params(integer=histogram.whole)
     _title(ax, histogram.title, f"Wasserstein {wasserstein(generated, data):.3g}")
 
 # %% ../nbs/17_figures.ipynb #b0fc8a61
