@@ -1,4 +1,4 @@
-"The weights that come with the package, as a user gets them: from a wheel, outside the checkout, without a network."
+"The weights that come with the package, as a user gets them: from a wheel, without a network."
 
 import os
 import shutil
@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import symmbfn
-from symmbfn.core import load_tensors
-from symmbfn.data import condition_prior
+from symmbfn.data import condition_prior, load_tensors
 
 root = Path(__file__).parent.parent
 weights = root / "symmbfn" / "weights.safetensors"
@@ -22,34 +21,37 @@ def refuse(*_): raise OSError("this test has no network")
 socket.socket.connect = refuse
 import symmbfn
 assert symmbfn.__file__.startswith(sys.argv[1]), symmbfn.__file__
-model, counts, meta = symmbfn.load()
+model, prior, meta = symmbfn.load()
 import torch
-from symmbfn.core import local
+from symmbfn.core import batch_index
 from symmbfn.reconstruct import reconstruct, unit_cells
-from symmbfn.sample import Noise, sample
+from symmbfn.sample import CrystalNoise, sample
 G = torch.tensor([225, 62])
-b, _ = local(torch.tensor([2, 3]))
-theta = sample(model, G, b, model.settings, Noise(0, torch.arange(len(G)), b), 5)
-print(len(unit_cells(*reconstruct(theta, G, b)).Z), "atoms,", meta["training"]["epoch"], "epochs")
+b, _ = batch_index(torch.tensor([2, 3]))
+noise = CrystalNoise(0, torch.arange(len(G)), b)
+beliefs = sample(model, G, b, model.settings, noise, steps=5)
+cells = unit_cells(*reconstruct(beliefs, G, b))
+print(len(cells.Z), "atoms,", meta["training"]["epoch"], "epochs")
 assert "pymatgen" not in sys.modules
 """
 
 
+def pip(*words):
+    "Run pip on what is here alone."
+    command = [sys.executable, "-m", "pip", *map(str, words), "-q", "--no-deps", "--no-index"]
+    subprocess.run(command, check=True)
+
+
 def test_load_works_from_a_wheel(tmp_path):
-    shutil.copytree(
-        root,
-        tmp_path / "src",
-        ignore=shutil.ignore_patterns(".git", "runs", "nbs", "build", "dist", "*.egg-info"),
-    )
-    pip = lambda *words: subprocess.run(
-        [sys.executable, "-m", "pip", *map(str, words), "-q", "--no-deps", "--no-index"], check=True
-    )
-    pip("wheel", tmp_path / "src", "--no-build-isolation", "-w", tmp_path / "dist")
-    pip("install", *(tmp_path / "dist").glob("*.whl"), "--target", tmp_path / "site")
+    source, wheels, site = tmp_path / "src", tmp_path / "dist", tmp_path / "site"
+    left_out = shutil.ignore_patterns(".git", "runs", "nbs", "build", "dist", "*.egg-info")
+    shutil.copytree(root, source, ignore=left_out)
+    pip("wheel", source, "--no-build-isolation", "-w", wheels)
+    pip("install", *wheels.glob("*.whl"), "--target", site)
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(tmp_path / "site")],
+        [sys.executable, "-c", OFFLINE, str(site)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
     )
@@ -57,55 +59,65 @@ def test_load_works_from_a_wheel(tmp_path):
     print(done.stdout)
 
 
-def test_weights_are_small_and_say_what_they_are():
+def test_weights_take_half_the_bytes():
+    tensors, _ = load_tensors(weights)
     assert weights.stat().st_size <= 30e6
-    tensors, about = load_tensors(weights)
-    assert {v.dtype for k, v in tensors.items() if k.startswith("net.")} <= {
-        torch.bfloat16,
-        torch.float16,
-    }
-    meta = about["meta"]
-    assert meta["data"]["crystals"] and all(
-        len(digest) == 64 for digest in meta["data"]["content"].values()
-    )
-    assert (
-        meta["curve"][-1]["epoch"] >= meta["training"]["epoch"]
-        and 0 < meta["metrics"]["ways"]["ours"]["shares"]["valid"] <= 1
-    )
-    model, prior, _ = symmbfn.load()
-    assert (
-        not model.training
-        and prior.sizes.shape[0] == 231
-        and prior.sizes.sum() == meta["data"]["crystals"]["train"]
-    )
-    assert prior.examples.shape == (
-        meta["data"]["crystals"]["train"],
-        2 + len(model.settings["properties"]),
-    )
+    dtypes = {v.dtype for name, v in tensors.items() if name.startswith("net.")}
+    assert dtypes <= {torch.bfloat16, torch.float16}
+
+
+def test_weights_say_what_they_are():
+    model, _, meta = symmbfn.load()
+    assert not model.training
+    assert meta["data"]["crystals"]
+    assert all(len(digest) == 64 for digest in meta["data"]["content"].values())
+    assert meta["curve"][-1]["epoch"] >= meta["training"]["epoch"]
+    assert 0 < meta["metrics"]["ways"]["ours"]["shares"]["valid"] <= 1
+
+
+def test_prior_counts_the_training_set():
+    model, prior, meta = symmbfn.load()
+    n_crystals = meta["data"]["crystals"]["train"]
+    assert prior.sizes.shape[0] == 231
+    assert prior.sizes.sum() == n_crystals
+    assert prior.examples.shape == (n_crystals, 2 + len(model.settings["properties"]))
     G, n = prior.examples[:, :2].long().T
-    assert (
-        torch.zeros_like(prior.sizes)
-        .index_put_((G, n), torch.ones(len(G), dtype=torch.float64), accumulate=True)
-        .equal(prior.sizes)
-    )
-    for target in (-0.5, -2.8, -4.0):
-        near = sorted(
-            (r for r in prior.examples.tolist() if r[2] == r[2]), key=lambda r: abs(r[2] - target)
-        )[:300]
-        asked = condition_prior(prior, torch.tensor([target, torch.nan])).sizes
-        size = (asked.sum(0) * torch.arange(asked.shape[1])).sum() / asked.sum()
-        assert (
-            abs(size - sum(r[1] for r in near) / 300) < 0.1
-            and abs(asked[225].sum() - sum(r[0] == 225 for r in near)) < 3
-        )
+    one = torch.ones(n_crystals, dtype=prior.sizes.dtype)
+    counted = torch.zeros_like(prior.sizes).index_put_((G, n), one, accumulate=True)
+    assert counted.equal(prior.sizes)
+    assert prior.max_atoms == 20  # of MP-20
+
+
+@pytest.mark.parametrize("target", [-0.5, -2.8, -4.0])
+def test_prior_of_a_property_is_that_of_the_nearest_crystals(target):
+    _, prior, _ = symmbfn.load()
+    energy = prior.examples[:, 2]
+    distance = (energy - target).abs().nan_to_num(torch.inf)
+    nearest = prior.examples[distance.argsort()[:300]]
+    sizes = condition_prior(prior, torch.tensor([target, torch.nan])).sizes
+    mean_size = (sizes.sum(0) * torch.arange(sizes.shape[1])).sum() / sizes.sum()
+    assert abs(mean_size - nearest[:, 1].mean()) < 0.1
+    assert abs(sizes[225].sum() - (nearest[:, 0] == 225).sum()) < 3
+
+
+def without_its_end(raw):
+    return raw[:-10]
+
+
+def with_a_flipped_bit(raw):
+    return raw[: 10**6] + bytes([raw[10**6] ^ 1]) + raw[10**6 + 1 :]
+
+
+def replaced(raw):
+    return b"nothing"
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda raw: raw[:-10], "damaged"),
-        (lambda raw: raw[: 10**6] + bytes([raw[10**6] ^ 1]) + raw[10**6 + 1 :], "damaged"),
-        (lambda raw: b"nothing", "not a safetensors file"),
+        (without_its_end, "damaged"),
+        (with_a_flipped_bit, "damaged"),
+        (replaced, "not a safetensors file"),
     ],
 )
 def test_damaged_weights_are_refused(tmp_path, change, words):
