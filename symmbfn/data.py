@@ -79,6 +79,9 @@ class Dataset:
     crystals: Crystals
     ids: list  # (B,) str
     properties: dict = field(default_factory=dict)  # name -> (B,) float64, NaN where missing
+    text_columns: dict = field(
+        default_factory=dict
+    )  # of a table: name -> a value that is no number
 
     def __len__(self):
         return len(self.ids)
@@ -87,11 +90,16 @@ class Dataset:
         self,
         names,  # of properties
     ):  # (B,P) float64, NaN where missing; None for no names
-        "Some of the properties, as columns. Raises ValueError for an unknown name."
-        if unknown := [n for n in names if n not in self.properties]:
-            raise ValueError(
-                f"Unknown property {', '.join(unknown)}: the data has {', '.join(self.properties) or 'none'}."
-            )
+        "Some of the properties, as columns. Raises ValueError for what is no property."
+        for name in names:
+            if name in self.text_columns:
+                value = self.text_columns[name]
+                raise ValueError(
+                    f"{name} is no property, since {value!r} is not a number: correct it in the data."
+                )
+            if name not in self.properties:
+                there = ", ".join(self.properties) or "none"
+                raise ValueError(f"Unknown property {name}: the data has {there}.")
         return torch.stack([self.properties[n].double() for n in names], 1) if names else None
 
     def __getitem__(
@@ -104,6 +112,7 @@ class Dataset:
             self.crystals[take],
             [self.ids[i] for i in take.tolist()],
             {k: v[take] for k, v in self.properties.items()},
+            self.text_columns,
         )
 
 # %% ../nbs/06_data.ipynb #c7dda622
@@ -118,7 +127,8 @@ def save_dataset(
     "Write a data set as one safetensors file."
     crystals = {k: v.to(_STORED.get(k, torch.float64)) for k, v in to_dict(data.crystals).items()}
     properties = {f"property.{k}": v.double() for k, v in data.properties.items()}
-    save_tensors(path, crystals | properties, dict(ids=data.ids, meta=meta))
+    about = dict(ids=data.ids, text_columns=data.text_columns, meta=meta)
+    save_tensors(path, crystals | properties, about)
 
 
 def load_dataset(
@@ -144,7 +154,9 @@ def load_dataset(
         raise ValueError(
             f"{path} has {len(meta['ids'])} names for {len(c)} crystals: make it again."
         )
-    return Dataset(check_crystals(c), meta["ids"], _properties(tensors)), meta["meta"]
+    text_columns = meta.get("text_columns", {})
+    data = Dataset(check_crystals(c), meta["ids"], _properties(tensors), text_columns)
+    return data, meta["meta"]
 
 
 def _properties(tensors):

@@ -105,7 +105,7 @@ class Sources:
 def _cif_name(
     path,  # of a file, relative to its folder or archive
 ):
-    "Name of a crystal: the path without the ending. None for what is no CIF file, or a hidden copy."
+    "Name of a crystal: the path without the ending. None for a hidden copy or what is no CIF file."
     parts = Path(path).parts
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return None
@@ -183,9 +183,7 @@ def _read_table(path, read_columns):
     name = next((c for c in NAME_COLUMNS if c in columns), None)
     values = columns[structure]
     if structure == "file":
-        sources = [
-            _attempt(lambda f: _text((path.parent / str(f)).read_bytes()), f) for f in values
-        ]
+        sources = [_attempt(_file_text, path.parent / str(f)) for f in values]
     else:
         sources = ["" if value is None else value for value in values]
     names = [str(i if name is None else columns[name][i]) for i in range(len(values))]
@@ -194,7 +192,7 @@ def _read_table(path, read_columns):
 
 # %% ../nbs/13_structures.ipynb #13r00008
 def _frames_one_by_one(file):
-    "Each frame of a file, or the error it gives. Slow: the file is searched from its start each time."
+    "Each frame, or the error it gives. Slow: for each one the file is searched from its start."
     from ase.io.extxyz import read_xyz
 
     for i in count():
@@ -312,9 +310,7 @@ def load_structures(
     if not items:
         raise ValueError("There are no crystals: give at least one.")
     names = [Path(s).stem if _is_path(s) else str(i) for i, s in enumerate(items)]
-    sources = [
-        _attempt(lambda s: _text(Path(s).read_bytes()), s) if _is_path(s) else s for s in items
-    ]
+    sources = [_attempt(_file_text, s) if _is_path(s) else s for s in items]
     return names, sources
 
 # %% ../nbs/13_structures.ipynb #13r00014
