@@ -4,15 +4,10 @@
 
 # %% auto #0
 __all__ = ['K', 'AXES', 'OPS', 'GROUPS', 'CHANNELS', 'batch_index', 'Channel', 'Batch', 'Crystals', 'Channels', 'per_channel',
-           'concat', 'to_dict', 'check_crystals', 'wrap', 'segment_sum', 'segment_mean', 'pairs', 'save_tensors',
-           'load_tensors', 'check_parameters']
+           'concat', 'to_dict', 'check_crystals', 'wrap', 'segment_sum', 'segment_mean', 'pairs', 'check_parameters']
 
 # %% ../nbs/00_core.ipynb #cc43ccd6
-import json
-import os
-import struct
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -261,87 +256,6 @@ def pairs(
     partners = n[b] - 1 - place  # sites after this one
     i, step = batch_index(partners)
     return i, i + 1 + step
-
-# %% ../nbs/00_core.ipynb #1f1cd7ef
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {d: s for s, d in _DTYPES.items()}
-
-
-def save_tensors(
-    path,  # file to write
-    tensors: dict,  # name -> tensor
-    meta=None,  # anything JSON can hold, read back as it was
-):
-    "Write a safetensors file; it replaces an older one at once and whole."
-    header, start, chunks = {"__metadata__": {"json": json.dumps(meta)}}, 0, []
-    for name, t in tensors.items():
-        chunks.append(
-            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            if t.numel()
-            else b""
-        )
-        header[name] = {
-            "dtype": _NAMES[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [start, start := start + len(chunks[-1])],
-        }
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as f:
-        f.writelines([struct.pack("<Q", len(head)), head, *chunks])
-    os.replace(part, path)
-
-# %% ../nbs/00_core.ipynb #f5c4449b
-def load_tensors(
-    path,  # a safetensors file
-) -> tuple[dict, object]:  # name -> tensor, and the meta
-    "Read a safetensors file. Raises FileNotFoundError, or ValueError if the file is damaged or of another kind."
-    raw = Path(path).read_bytes()
-    try:
-        (size,) = struct.unpack("<Q", raw[:8])
-        header = json.loads(raw[8 : 8 + size])
-        meta = json.loads(header.pop("__metadata__", {}).get("json", "null"))
-        data = bytearray(raw[8 + size :])
-        tensors = {
-            k: _read(data, _DTYPES[v["dtype"]], v["shape"], *v["data_offsets"])
-            for k, v in header.items()
-        }
-        if sum(t.nbytes for t in tensors.values()) != len(data):
-            raise ValueError("wrong length")
-    except (
-        struct.error,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        OverflowError,
-        ValueError,
-    ) as e:
-        raise ValueError(
-            f"{path} is damaged or not a safetensors file ({e}): delete it and make or fetch it again."
-        ) from e
-    return tensors, meta
-
-
-def _read(data, dtype, shape, start, end):
-    if start == end:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(data[start:end], dtype=dtype).reshape(shape)
 
 # %% ../nbs/00_core.ipynb #e8b669b4
 def check_parameters(
