@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEAM', 'X_MEAN', 'X_STD', 'PAPER', 'BASE', 'PARAMETERIZATIONS', 'T_MIN', 'NOISE_MAX', 'FLOWS', 'minimum_image',
-           'gaussian_posterior', 'coordinate_posterior', 'expected_site_symmetry', 'check_settings', 'belief_shape',
-           'channel_time', 'known_beliefs', 'flow', 'standard_normal', 'initial_beliefs', 'Model', 'Trained', 'digest',
-           'save_model', 'load']
+           'gaussian_posterior', 'wrapped_mean', 'message_variance', 'coordinate_posterior', 'expected_site_symmetry',
+           'check_settings', 'belief_shape', 'channel_time', 'known_beliefs', 'flow', 'standard_normal',
+           'initial_beliefs', 'Model', 'Trained', 'digest', 'save_model', 'load']
 
 # %% ../nbs/08_model.ipynb #aec79987
 import hashlib
@@ -64,6 +64,25 @@ def gaussian_posterior(
 # %% ../nbs/08_model.ipynb #08d00004
 X_MEAN = SEAM + 1 / 2  # of a coordinate that may be anywhere in the unit interval
 X_STD = 12**-0.5
+
+
+def wrapped_mean(
+    mu: Tensor,  # (...) mean of the belief about a coordinate
+    t: Tensor,  # time in (0,1], broadcast against mu
+    sigma1: float,  # standard deviation of the belief at t = 1
+) -> Tensor:  # (...)
+    "Mean of all messages about a coordinate, y = mu/gamma, in the unit interval."
+    return wrap(mu / continuous.gamma(t, sigma1), SEAM)
+
+
+def message_variance(
+    t: Tensor,  # time in (0,1]
+    sigma1: float,  # standard deviation of the belief at t = 1
+) -> Tensor:  # like t
+    "Variance of the noise in the mean of all messages, 1/beta."
+    g = continuous.gamma(t, sigma1)
+    beta = g / (1 - g)
+    return 1 / beta
 
 
 def coordinate_posterior(
@@ -258,8 +277,10 @@ class Model(nn.Module):
             use_n_atoms=self.settings["mask_site_symmetries"],
             properties=n_properties,
         )
-        self.register_buffer("k_mean", torch.zeros(6))
-        self.register_buffer("k_std", torch.ones(6))
+        for channel in CHANNELS:
+            if channel.kind == "continuous":
+                self.register_buffer(f"{channel.name}_mean", torch.zeros(channel.shape))
+                self.register_buffer(f"{channel.name}_std", torch.ones(channel.shape))
         if n_properties:
             self.register_buffer("y_mean", torch.zeros(n_properties))
             self.register_buffer("y_std", torch.ones(n_properties))
@@ -269,14 +290,13 @@ class Model(nn.Module):
         c: Crystals,  # the training set
         y=None,  # (B,P) its properties, NaN where unknown
     ):
-        """Remember mean and standard deviation of the lattice and of the properties.
+        """Remember mean and standard deviation of the continuous channels and of the properties.
 
-        Each component of k counts over the crystals that are free in it, each property over those
-        that have it. Raises ValueError for a property with less than two different values."""
-        for i in range(6):
-            values = c.k[free_components(c.G.device)[c.G, i], i]
-            if len(values) > 1:
-                self.k_mean[i], self.k_std[i] = values.mean(), values.std().clamp(min=0.01)
+        Each component of the lattice counts over the crystals that are free in it, each property
+        over those that have it. Raises ValueError for a property with less than two values."""
+        for channel in CHANNELS:
+            if channel.kind == "continuous":
+                self.standardise_channel(channel, c)
         for i, name in enumerate(self.settings["properties"]):
             known = y[y[:, i].isfinite(), i]
             if not (len(known) > 1 and known.std() > 0):
@@ -286,6 +306,22 @@ class Model(nn.Module):
                 )
             self.y_mean[i], self.y_std[i] = known.mean(), known.std()
         return self
+
+    def standardise_channel(self, channel, c):
+        "Mean and standard deviation of each component of a channel, over the values that are free."
+        data = getattr(c, channel.name)
+        free = torch.ones_like(data, dtype=torch.bool)
+        if channel.name == "k":
+            free = free_components(c.G.device)[c.G]
+        mean, std = self.mean_and_std(channel)
+        for i in range(data.shape[1]):
+            values = data[free[:, i], i]
+            if len(values) > 1:
+                mean[i], std[i] = values.mean(), values.std().clamp(min=0.01)
+
+    def mean_and_std(self, channel):
+        "Of the data, for a continuous channel."
+        return getattr(self, f"{channel.name}_mean"), getattr(self, f"{channel.name}_std")
 
     def forward(
         self,
@@ -312,11 +348,11 @@ class Model(nn.Module):
     def standardised_properties(self, y, t):
         "The properties asked for as the network sees them; None for a model without properties."
         n_properties = len(self.settings["properties"])
-        if not n_properties and y is not None:
-            raise ValueError(
-                "This model knows no properties: train one with properties, or ask for none."
-            )
         if not n_properties:
+            if y is not None:
+                raise ValueError(
+                    "This model knows no properties: train one with properties, or ask for none."
+                )
             return None
         if y is None:
             return torch.full((len(t), n_properties), torch.nan).to(t)
@@ -331,47 +367,63 @@ class Model(nn.Module):
         return S, n_atoms.log() - 3  # centred on 20 atoms
 
     def read_noise(self, beliefs, t, G, b, y):
-        "Lattice and coordinates from the noise in their means, equation 14; logits as they are."
+        "Numbers from the noise in their means, equation 14; logits as they are."
         S, log_n_atoms = self.masked_site_symmetry(beliefs.S, G, b)
         scores = self.net(replace(beliefs, S=S), t, G, b, log_n_atoms=log_n_atoms, y=y)
-        noise = replace(scores, x=beliefs.x + scores.x)  # the term mu_x of equation 26
+        scores = replace(scores, x=beliefs.x + scores.x)  # the term mu_x of equation 26
 
-        def datum(name, time):
-            cut = getattr(noise, name).clamp(-NOISE_MAX, NOISE_MAX)
-            return continuous.datum(
-                getattr(beliefs, name), time[:, None], cut, self.settings[f"sigma_{name}"]
-            )
+        def estimate(channel):
+            score = getattr(scores, channel.name)
+            if channel.kind == "discrete":
+                return score
+            noise = score.clamp(-NOISE_MAX, NOISE_MAX)
+            time = channel_time(channel, t, b)
+            sigma1 = self.settings[channel.accuracy_setting]
+            return continuous.datum(getattr(beliefs, channel.name), time, noise, sigma1)
 
-        return replace(scores, k=datum("k", t), x=datum("x", t[b]))
+        return per_channel(estimate)
 
     def read_residual(self, beliefs, t, G, b, y):
-        "Scores are distances from a guess without network, and what is added to beliefs."
-        gamma = continuous.gamma(t, self.settings["sigma_x"])
-        variance = 1 / (gamma / (1 - gamma))  # of the coordinates' messages so far
+        "Numbers from their distance to a guess without network; logits add to what beliefs say."
         S, log_n_atoms = self.masked_site_symmetry(beliefs.S, G, b)
-        seen = Channels(
-            k=self.whitened_lattice(beliefs.k, t, G),
-            x=wrap(beliefs.x / gamma[b, None], SEAM),
-            a=K**0.5 * beliefs.a,
-            S=OPS**0.5 * S,
-        )
-        scores = self.net(seen, t, G, b, var=variance, log_n_atoms=log_n_atoms, y=y)
-        k, k_std = gaussian_posterior(
-            beliefs.k, t[:, None], self.settings["sigma_k"], self.k_mean, self.k_std
-        )
-        x, x_std = coordinate_posterior(seen.x, variance[b, None])
-        return Channels(
-            k=k + k_std * scores.k,
-            x=x + x_std * scores.x,
-            a=scores.a + beliefs.a.clamp(min=1e-30).log(),
-            S=scores.S + beliefs.S.clamp(min=1e-30).log(),
-        )
+        masked = replace(beliefs, S=S)
 
-    def whitened_lattice(self, mu, t, G):
-        "The mean of the lattice's belief on a scale on which its variance is one at every time."
-        gamma = continuous.gamma(t[:, None], self.settings["sigma_k"])
-        variance = gamma * (gamma * self.k_std**2 + 1 - gamma)
-        return (mu - gamma * self.k_mean) / variance.sqrt() * free_components(G.device)[G]
+        def rescale(channel):
+            belief = getattr(masked, channel.name)
+            return self.rescaled(channel, belief, channel_time(channel, t, b))
+
+        def estimate(channel):
+            belief, score = getattr(beliefs, channel.name), getattr(scores, channel.name)
+            if channel.kind == "discrete":
+                return score + belief.clamp(min=1e-30).log()
+            mean, std = self.guess(channel, belief, channel_time(channel, t, b))
+            return mean + std * score
+
+        seen = per_channel(rescale)
+        seen = replace(seen, k=seen.k * free_components(G.device)[G])
+        variance = message_variance(t, self.settings["sigma_x"])
+        scores = self.net(seen, t, G, b, var=variance, log_n_atoms=log_n_atoms, y=y)
+        return per_channel(estimate)
+
+    def rescaled(self, channel, belief, time):
+        "A belief on a scale that stays: numbers standardised or wrapped, probabilities enlarged."
+        if channel.kind == "discrete":
+            return channel.classes**0.5 * belief
+        sigma1 = self.settings[channel.accuracy_setting]
+        if channel.kind == "periodic":
+            return wrapped_mean(belief, time, sigma1)
+        gamma = continuous.gamma(time, sigma1)
+        mean, std = self.mean_and_std(channel)
+        variance = gamma * (gamma * std**2 + 1 - gamma)
+        return (belief - gamma * mean) / variance.sqrt()
+
+    def guess(self, channel, belief, time):
+        "Mean and standard deviation of a number, given nothing but the belief about it."
+        sigma1 = self.settings[channel.accuracy_setting]
+        if channel.kind == "periodic":
+            y = wrapped_mean(belief, time, sigma1)
+            return coordinate_posterior(y, message_variance(time, sigma1))
+        return gaussian_posterior(belief, time, sigma1, *self.mean_and_std(channel))
 
     def flow(self, c, t, noise):
         "Beliefs about known crystals: `flow` with the settings of this model."
@@ -403,17 +455,18 @@ class Model(nn.Module):
             error = minimum_image(error)
         accuracy = self.settings[channel.accuracy_setting]
         loss = FLOWS[channel.kind].loss(error, channel_time(channel, t, c.b), accuracy)
-        if channel.name == "k":  # components fixed by G are exact: the mean is over the free ones
+        loss = loss.reshape(len(loss), -1)
+        if channel.name == "k":  # errors of components that G fixes are zero: a mean over the free
             return loss.sum(1) / free_components(c.G.device)[c.G].sum(1)
-        loss = loss.reshape(len(loss), -1).mean(1)
+        loss = loss.mean(1)
         return loss if channel.per == "crystal" else segment_mean(loss, c.b, len(c))
 
     def total(self, losses: Channels) -> Tensor:
         "The weighted sum that training minimises, section A.3."
-        weighted = per_channel(
-            lambda channel: self.settings[channel.weight_setting] * getattr(losses, channel.name)
+        return sum(
+            self.settings[channel.weight_setting] * getattr(losses, channel.name)
+            for channel in CHANNELS
         )
-        return sum(vars(weighted).values())
 
 # %% ../nbs/08_model.ipynb #3d6af91d
 class Trained(NamedTuple):

@@ -337,13 +337,16 @@ class Net(nn.Module):
         self.f_atom = nn.Linear(K, embed)
         self.f_coord = nn.Linear(3 + 6 * freqs, embed)
         self.f_sym = nn.Linear(AXES * OPS, embed)
-        self.f_k, self.f_sg = nn.Linear(6, embed), nn.Embedding(GROUPS, embed)
+        self.f_k = nn.Linear(6, embed)
+        self.f_sg = nn.Embedding(GROUPS, embed)
         self.f_y = nn.Linear(properties * (2 + 2 * WAVES), embed) if properties else None
         inputs = 5 * embed + use_n_atoms + embed * (properties > 0)
         self.psi_0 = mlp(inputs, hidden, hidden)
         self.layers = nn.ModuleList(Layer(hidden, embed, freqs) for _ in range(layers))
-        self.psi_k, self.psi_x = mlp(hidden, hidden, 6), mlp(hidden, hidden, 3)
-        self.psi_a, self.psi_S = mlp(hidden, hidden, K), mlp(hidden, hidden, AXES * OPS)
+        self.psi_k = mlp(hidden, hidden, 6)
+        self.psi_x = mlp(hidden, hidden, 3)
+        self.psi_a = mlp(hidden, hidden, K)
+        self.psi_S = mlp(hidden, hidden, AXES * OPS)
 
     def forward(
         self,
@@ -365,9 +368,13 @@ class Net(nn.Module):
         for layer in self.layers:
             rows = layer(rows, lattice, odd, even, edges)
         h = torch.empty_like(rows).index_copy(0, edges.site, rows)
-        k = self.psi_k(segment_mean(h, b, len(G)))
-        S = self.psi_S(h).unflatten(-1, (AXES, OPS))
-        return Channels(k, self.psi_x(h), self.psi_a(h), S).to(beliefs.x.dtype)
+        scores = Channels(
+            k=self.psi_k(segment_mean(h, b, len(G))),
+            x=self.psi_x(h),
+            a=self.psi_a(h),
+            S=self.psi_S(h).unflatten(-1, (AXES, OPS)),
+        )
+        return scores.to(beliefs.x.dtype)
 
     def number_edges(self, b, B):
         "Dense blocks on a CPU, an index of edges on a GPU or for a batch with padding."
@@ -428,7 +435,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
     import triton
     import triton.language as tl
-else:  # enough for the definitions below
+else:  # so much is needed to define the kernels
     triton = SimpleNamespace(jit=lambda kernel: kernel)
     tl = SimpleNamespace(constexpr=None)
 
@@ -436,6 +443,7 @@ ROWS, COLS = 16, 128  # messages and features of a program
 WIDE = 256  # features of a program that has one row: 8 for each thread of one warp
 
 # %% ../nbs/07_net.ipynb #33f00006
+# These two are parts of kernels: some rows of a matrix in float32, and the derivative of silu.
 @triton.jit
 def _load_rows(matrix, row, col, width, mask):
     return tl.load(matrix + row[:, None] * width + col[None], mask, 0).to(tl.float32)
