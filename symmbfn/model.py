@@ -10,6 +10,7 @@ __all__ = ['SEAM', 'X_MEAN', 'X_STD', 'PAPER', 'BASE', 'PARAMETERIZATIONS', 'T_M
 
 # %% ../nbs/08_model.ipynb #aec79987
 import hashlib
+import math
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -146,18 +147,20 @@ def _check_setting(name, value):
     "Raise a ValueError if the value of a setting is of the wrong kind or size."
     default = PAPER[name]
     if isinstance(default, str):
-        right, wanted = value in PARAMETERIZATIONS, f"one of {', '.join(PARAMETERIZATIONS)}"
+        is_right = value in PARAMETERIZATIONS
+        wanted = f"one of {', '.join(PARAMETERIZATIONS)}"
     elif isinstance(default, bool):
-        right, wanted = isinstance(value, bool), "True or False"
+        is_right = isinstance(value, bool)
+        wanted = "True or False"
     elif isinstance(default, list):
-        is_list = isinstance(value, (list, tuple))
-        right, wanted = is_list and all(isinstance(v, str) for v in value), "a list of names"
+        is_right = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        wanted = "a list of names"
     else:
         is_number = isinstance(value, (int, type(default))) and not isinstance(value, bool)
-        right, wanted = is_number and value > 0, f"a positive number such as {default}"
-        if name.startswith("sigma"):
-            right, wanted = right and value < 1, f"a positive number below 1 such as {default}"
-    if not right:
+        largest = 1 if name.startswith("sigma") else math.inf
+        is_right = is_number and 0 < value < largest
+        wanted = f"a positive number{' below 1' if largest == 1 else ''}, such as {default}"
+    if not is_right:
         raise ValueError(f"Setting {name} is {value!r}: give {wanted}.")
 
 

@@ -115,7 +115,8 @@ def edge_index(
     n = size[b] if padded_sizes is None else torch.where(b < B - 1, size[b], 0)
     n_later = (n - 1 - place).clamp(min=0)  # sites after this one, with which it makes pairs
     M, P = padded_sizes or (int(n.sum()), int(n_later.sum()))
-    first, first_pair = n.cumsum(0) - n, n_later.cumsum(0) - n_later
+    first = n.cumsum(0) - n
+    first_pair = n_later.cumsum(0) - n_later
 
     dst, place_of_src, is_edge = _repeat(n, M)
     src = torch.where(is_edge, dst - place[dst] + place_of_src, dst)
@@ -144,10 +145,11 @@ def plain_edge_preactivation(
     edges: EdgeIndex,
 ) -> Tensor:  # (M,H)
     "silu(receiver + sender + even +- odd) for every message; 0 for padding."
-    dst, src, pair = edges.dst.clamp(min=0), edges.src, edges.pair
-    sign = (src - dst).sign()[:, None]
+    dst = edges.dst.clamp(min=0)
+    sign = (edges.src - dst).sign()[:, None]
     odd = torch.cat([odd, torch.zeros_like(even[len(odd) :])])  # of a site with itself
-    total = receiver[dst] + sender[src] + even[pair] + sign * odd[pair]
+    pairs = even[edges.pair] + sign * odd[edges.pair]
+    total = receiver[dst] + sender[edges.src] + pairs
     return F.silu(total) * (edges.dst >= 0)[:, None]
 
 
@@ -167,9 +169,9 @@ class DenseBlocks:
     sizes: list  # of (crystals, sites in each), for every size
     site: Tensor  # (N,) the site in each row of node features
     crystal: Tensor  # (N,) its crystal
-    i: Tensor  # (P+N,) rows i and j of the pairs of sites, then of each site with itself; as sites
+    i: Tensor  # (P+N,) the sites of each pair, then each site with itself
     j: Tensor  # (P+N,)
-    edge_of_row: Tensor  # (M,) number of the message to i from j, to j from i, of i to itself
+    edge_of_row: Tensor  # (M,) message of each row of [to i from j, to j from i, of i to itself]
     row_of_edge: Tensor  # (M,) the inverse of this permutation
 
 
@@ -187,6 +189,7 @@ def dense_blocks(
     first_edge = (torch.cumsum(n**2, 0) - n**2)[c]
     width = n[c]
 
+    # In a block the message to site u from site v is in row place[u], column place[v].
     i, j = pairs(n)
     to_i = first_edge[i] + place[i] * width[i] + place[j]
     to_j = first_edge[j] + place[j] * width[j] + place[i]
@@ -232,8 +235,8 @@ class EdgeSum(torch.autograd.Function):
         receivers = split_blocks(receiver, blocks.sizes, 1)
         senders = split_blocks(sender, blocks.sizes, 1)
         for block, to, by in zip(split_blocks(edges, blocks.sizes, 2), receivers, senders):
-            block += to[:, :, None]
-            block += by[:, None]
+            block += to[:, :, None]  # the receiver is the row
+            block += by[:, None]  # the sender is the column
         return edges
 
     @staticmethod
@@ -247,7 +250,10 @@ class EdgeSum(torch.autograd.Function):
         return receiver, sender, torch.cat([to_i + to_j, to_itself]), to_i - to_j, None
 
 # %% ../nbs/07_net.ipynb #07a00015
-def gather(v: Tensor, i: Tensor) -> Tensor:
+def gather(
+    v: Tensor,  # (N,...)
+    i: Tensor,  # (M,) int64
+) -> Tensor:  # (M,...)
     "v[i] with a gradient that is summed in a fixed order; that of v[i] on several threads is not."
     return v.index_select(0, i)
 
@@ -572,7 +578,8 @@ class EdgePreactivation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        edges, parts = ctx.edges, ctx.saved_tensors
+        edges = ctx.edges
+        parts = ctx.saved_tensors
         grad = grad.contiguous()
         H = grad.shape[1]
         grad_z = torch.empty_like(grad)
