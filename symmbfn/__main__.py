@@ -262,7 +262,7 @@ def evaluate(structures, device, **options):
 
 @main.command()
 @click.argument("source")
-@click.option("--val", help="Data set to validate on, if SOURCE is a .safetensors file.")
+@click.option("--val", help="Crystals to validate on; by default a part of SOURCE.")
 @click.option(
     "--run-dir",
     required=True,
@@ -294,7 +294,12 @@ def evaluate(structures, device, **options):
     default=0,
     help="Crystals to generate and score every --eval-every epochs; 0: none.",
 )
-@click.option("--epochs", type=int, default=2000)
+@click.option(
+    "--epochs",
+    type=int,
+    default=2000,
+    help="Passes over the data; 0: as many as --max-minutes allow.",
+)
 @click.option("--batch-size", type=int, default=256, help="Crystals, of all processes together.")
 @click.option("--lr", type=float, default=1e-3, help="Learning rate at the start.")
 @click.option(
@@ -326,9 +331,9 @@ def train(source, val, run_dir, preset, changes, properties, eval_n, device, **c
     """Train a model on SOURCE.
 
     SOURCE is mp20, which comes with the package; a CSV or parquet table, a folder or zip of CIF
-    files, or an extxyz file; or a .safetensors file that `symmbfn encode` made, together with
-    --val. With mp20 or .safetensors files, torch, numpy, safetensors and click are all that has to
-    be installed. `symmbfn generate --model` takes the file model.safetensors of the run.
+    files, or an extxyz file; or a .safetensors file that `symmbfn encode` made, which needs --val.
+    For mp20 and .safetensors files, torch, numpy, safetensors and click are all that has to be
+    installed. `symmbfn generate --model` takes the file model.safetensors of the run.
 
     \b
     Examples:
@@ -349,25 +354,26 @@ def train(source, val, run_dir, preset, changes, properties, eval_n, device, **c
         model_settings=settings,
         y=data.targets(properties),
         eval_fn=scorer(validation.crystals, eval_n),
-        report=progress_reporter(),
     )
-    click.echo(f"The model is {run_dir / 'model.safetensors'}.")
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        click.echo(f"The model is {run_dir / 'model.safetensors'}.")
 
 
 def training_data(source, val):
     "Data sets to train on and to validate on."
     from symmbfn.data import load_dataset, load_mp20
 
-    if val is not None:
+    names = [source] if val is None else [source, val]
+    if all(name.endswith(".safetensors") for name in names):
+        if val is None:
+            raise ValueError(f"{source} is one data set: give another to validate on, --val FILE.")
         return load_dataset(source)[0], load_dataset(val)[0]
-    if source.endswith(".safetensors"):
-        raise ValueError(f"{source} is one data set: give another to validate on, --val FILE.")
-    if source == "mp20":
+    if names == ["mp20"]:
         splits = load_mp20()
     else:
         from symmbfn.datasets import load_data
 
-        splits = load_data(source)
+        splits = load_data(source if val is None else dict(train=source, val=val))
     return splits["train"], splits["val"]
 
 
@@ -377,10 +383,9 @@ def model_settings(preset, changes, properties):
 
     settings = dict(paper=PAPER, base=BASE)[preset]
     for name, value in changes:
-        if name not in settings:
-            raise ValueError(
-                f"The model has no setting {name!r}: choose among {', '.join(settings)}."
-            )
+        if name not in settings or name == "properties":
+            known = ", ".join(name for name in settings if name != "properties")
+            raise ValueError(f"The model has no setting {name!r}: choose among {known}.")
         if isinstance(settings[name], float) and type(value) is int:
             value = float(value)
         if type(value) is not type(settings[name]):
@@ -397,13 +402,6 @@ def scorer(crystals, n):
     from symmbfn.generation import make_eval_fn
 
     return make_eval_fn(crystals, n)
-
-
-def progress_reporter():
-    "What prints a line for each epoch, in the first of the processes that torchrun starts."
-    from symmbfn.train import print_progress
-
-    return print_progress if os.environ.get("RANK", "0") == "0" else lambda row: None
 
 
 @main.command()

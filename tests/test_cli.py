@@ -1,0 +1,249 @@
+"The command line: help, options, exit codes, and what each command writes."
+
+import inspect
+import os
+import subprocess
+import sys
+from dataclasses import fields
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import symmbfn
+from symmbfn.__main__ import main
+from symmbfn.data import load_dataset, load_mp20, save_dataset
+
+COMMANDS = sorted(main.commands)
+TINY = "--set hidden=16 --set embed=8 --set layers=1 --set freqs=2 --epochs 2 --batch-size 20"
+# what a machine that only trains does not have
+HEAVY = (
+    "pymatgen moyopy spglib smact matminer chgnet ase pandas pyarrow joblib scipy matplotlib tqdm"
+)
+
+
+def run(*words):
+    "The result of a command, in this process."
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def options_of(command):
+    "Name -> option of a command."
+    parameters = main.commands[command].params
+    return {p.name: p for p in parameters if isinstance(p, click.Option) and p.name != "help"}
+
+
+@pytest.fixture(scope="module")
+def data_sets(tmp_path_factory):
+    "60 crystals of MP-20 to train on, 30 to validate on."
+    folder = tmp_path_factory.mktemp("data")
+    splits = load_mp20()
+    save_dataset(folder / "train.safetensors", splits["train"][:60])
+    save_dataset(folder / "val.safetensors", splits["val"][:30])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data_sets):
+    "A run of two epochs, which knows one property."
+    run_dir = data_sets / "run"
+    words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
+    done = run(*words, "--run-dir", run_dir, "--properties", "band_gap")
+    assert done.exit_code == 0, done.output
+    return run_dir
+
+
+def test_commands():
+    assert COMMANDS == ["encode", "evaluate", "generate", "info", "train"]
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], *([c, "--help"] for c in COMMANDS)])
+def test_help_has_examples(words):
+    done = run(*words)
+    assert done.exit_code == 0
+    assert "Examples:" in done.output
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = "import sys, runpy; sys.argv = ['symmbfn', '--version']\n"
+    code += "try: runpy.run_module('symmbfn', run_name='__main__')\n"
+    code += "except SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    version, modules = done.stdout.splitlines()
+    assert version == f"symmbfn {symmbfn.__version__}"
+    assert not {"torch", "numpy", *HEAVY.split()} & {m.split(".")[0] for m in modules.split()}
+
+
+def test_generate_has_the_options_of_the_function():
+    from symmbfn.generation import generate, parse_request
+
+    function = inspect.signature(generate).parameters
+    request = inspect.signature(parse_request).parameters
+    names = {*function, *request} - {"request", "sites"}  # sites are tuples: Python only
+    assert set(options_of("generate")) == names
+    for name in ("steps", "method", "temperature", "seed", "precision", "batch_size", "device"):
+        assert options_of("generate")[name].default == function[name].default, name
+
+
+def test_train_has_the_options_of_the_configuration():
+    from symmbfn.train import TrainConfig
+
+    options = options_of("train")
+    for field in fields(TrainConfig):
+        assert options[field.name].default == field.default, field.name
+
+
+def test_evaluate_and_encode_have_the_options_of_the_functions():
+    from symmbfn.evaluation import evaluate
+
+    python_only = {"structures", "cache"}
+    assert set(options_of("evaluate")) <= {*inspect.signature(evaluate).parameters} - python_only
+
+
+def test_an_option_means_the_same_everywhere():
+    for name in ("out", "seed", "device", "workers", "model"):
+        found = [options_of(c)[name] for c in COMMANDS if name in options_of(c)]
+        assert len({type(option.type) for option in found}) == 1, name
+        assert {tuple(option.opts) for option in found} == {(f"--{name}",)}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("invent", "No such command"),
+        ("generate", "Missing option"),
+        ("generate --n many --out x", "not a valid integer"),
+        ("generate --n 0 --out x", "n is 0"),
+        ("generate --n 1 --elements Xx --out x", "'Xx' is unknown"),
+        ("generate --n 1 --composition Li0.5O --out x", "whole positive"),
+        ("generate --n 1 --condition gap --out x", "not of the form NAME=VALUE"),
+        ("generate --n 1 --condition gap=1 --out x", "knows no property"),
+        ("generate --n 1 --method euler --out x", "not one of"),
+        ("generate --n 1 --temperature -1 --out x", "temperature"),
+        ("generate --n 1 --batch-size few --out x", "neither a whole number"),
+        ("generate --n 1 --device abacus --out x", "device is 'abacus'"),
+        ("generate --n 1 --model none.safetensors --out x", "does not exist"),
+        ("evaluate nowhere --out x", "nowhere"),
+        ("encode nowhere --out x", "nowhere"),
+        ("train mp20", "Missing option"),
+        ("train mp20 --run-dir x --set colour=red", "no setting 'colour'"),
+        ("train mp20 --run-dir x --set hidden=big", "type int"),
+        ("train mp20 --run-dir x --properties colour", "colour"),
+        ("train mp20 --run-dir x --lr 0", "lr is 0"),
+        ("train some.safetensors --run-dir x", "--val FILE"),
+        ("train some.safetensors --val other.safetensors --run-dir x", "some.safetensors"),
+    ],
+)
+def test_what_is_refused_ends_with_2_and_writes_nothing(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*words.split())
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_ends_with_1(monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise RuntimeError("The machine\nis on fire.")
+
+    monkeypatch.setattr("symmbfn.generation.generate", fail)
+    done = run("generate", "--n", 1, "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert done.stderr == "Error: The machine is on fire.\n"
+
+
+def test_generate_writes_files_and_goes_on(tmp_path):
+    out = tmp_path / "out"
+    words = ["generate", "--n", 3, "--space-group", "Fm-3m,62", "--elements", "Li,O", "--steps", 5]
+    done = run(*words, "--out", out, "--no-progress")
+    assert done.exit_code == 0, done.output
+    assert "3 crystals are in" in done.output
+    assert len(list(out.glob("*.cif"))) == len(list(out.glob("*.vasp"))) == 3
+    assert set(load_dataset(out / "crystals.safetensors")[0].crystals.G.tolist()) <= {225, 62}
+    assert run(*words, "--out", out).exit_code == 0
+    other = run(*words, "--out", out, "--seed", 9)
+    assert other.exit_code == 2
+    assert "another folder" in other.stderr
+
+
+def test_a_trained_model_generates_what_it_is_asked_for(trained, tmp_path):
+    words = f"""
+        generate --n 2 --steps 2 --space-group 225 --lattice 6 6 6 90 90 90
+        --condition band_gap=1 --guidance 1 --model {trained}/model.safetensors
+    """
+    done = run(*words.split(), "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "asked_band_gap" in (tmp_path / "out" / "samples.csv").read_text().splitlines()[0]
+
+
+def test_train_goes_on_or_refuses(trained, data_sets):
+    words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
+    words += ["--run-dir", trained]
+    assert run(*words, "--properties", "band_gap").exit_code == 0
+    other = run(*words, "--properties", "band_gap", "--lr", 0.1)
+    assert other.exit_code == 2
+    assert "lr" in other.stderr
+
+
+def test_training_needs_torch_numpy_safetensors_and_click_alone(data_sets):
+    "A machine without anything else: an import of it fails there as it does here."
+    code = f"import sys; sys.modules |= dict.fromkeys('{HEAVY}'.split())\n"
+    code += "from symmbfn.__main__ import main; main()"
+    words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--run-dir", data_sets / "lean"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (data_sets / "lean" / "model.safetensors").exists()
+
+
+def test_torchrun_passes_every_option_on(data_sets):
+    "torchrun has options that begin with --run, --n and others: ours must not be taken for them."
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
+    words += f"--run-dir {data_sets}/two --lr 0.002 --seed 3 --validate-every 1".split()
+    done = subprocess.run(
+        [*torchrun, "--nproc_per_node", "2", "-m", "symmbfn", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The model is") == 1
+    assert (data_sets / "two" / "model.safetensors").exists()
+
+
+def test_torchrun_takes_none_of_our_options_for_its_own():
+    from torch.distributed.run import get_args_parser
+
+    for name, option in options_of("train").items():
+        words = [option.opts[0], "1"]
+        parsed = get_args_parser().parse_args(["-m", "symmbfn", "train", *words])
+        assert parsed.training_script_args == ["train", *words], name
+
+
+def test_encode_makes_a_data_set(tmp_path):
+    made = run("generate", "--n", 3, "--steps", 5, "--composition", "NaCl", "--out", tmp_path / "a")
+    assert made.exit_code == 0, made.output
+    for i, path in enumerate((tmp_path / "a", tmp_path / "a" / "crystals.extxyz")):
+        out = tmp_path / f"{i}.safetensors"
+        done = run("encode", path, "--out", out, "--workers", 1)
+        assert done.exit_code == 0, done.output
+        assert "3 crystals" in done.output
+        assert len(load_dataset(out)[0]) == 3
+
+
+def test_info_says_what_is_there():
+    done = run("info")
+    assert done.exit_code == 0, done.output
+    for words in (symmbfn.__version__, "weights.safetensors", "mp20.safetensors", "cpu:", "'auto'"):
+        assert words in done.output
+
+
+def test_info_describes_a_model(trained):
+    done = run("info", "--model", trained / "model.safetensors")
+    assert "band_gap" in done.output
+    assert "60 crystals for 2 epochs" in done.output
