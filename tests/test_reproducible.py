@@ -4,42 +4,25 @@ import os
 import subprocess
 import sys
 
-from symmbfn import load_data
-from symmbfn.core import load_tensors
-from symmbfn.data import save_dataset
+from symmbfn.data import load_mp20, load_tensors, save_dataset
 
 
 def test_two_runs_at_the_same_time_end_with_the_same_weights(tmp_path):
-    "Two processes with two threads each disturb one another, so sums whose order is left to chance would differ."
-    data = load_data("prototypes")
+    """Two processes with two threads each disturb one another.
+
+    So sums whose order is left to chance would differ. The precision is given, since 'auto' is
+    measured, and both runs must compute the same."""
+    data = load_mp20()
     for split, n in (("train", 256), ("val", 32)):
         save_dataset(tmp_path / f"{split}.safetensors", data[split][:n])
-    command = [
-        sys.executable,
-        "-m",
-        "symmbfn.train",
-        "train.safetensors",
-        "val.safetensors",
-        "--epochs",
-        "3",
-        "--size",
-        "64",
-        "--hidden",
-        "256",
-        "--embed",
-        "64",
-        "--layers",
-        "3",
-        "--freqs",
-        "32",
-        "--run",
-    ]
-    env = os.environ | {
-        "OMP_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "passive",
-    }  # four threads on few cores: they had better not wait by spinning
+    words = [sys.executable, "-m", "symmbfn", "train", "train.safetensors"]
+    words += ["--val", "val.safetensors", "--epochs", "3", "--batch-size", "64", "--eval-n", "0"]
+    words += ["--preset", "base", "--precision", "float32", "--set", "hidden=256"]
+    words += ["--set", "embed=64", "--set", "layers=3", "--set", "freqs=32", "--run-dir"]
+    # four threads on few cores had better not wait by spinning
+    env = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     runs = [
-        subprocess.Popen(command + [name], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
+        subprocess.Popen([*words, name], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
         for name in ("a", "b")
     ]
     assert [run.wait(timeout=300) for run in runs] == [0, 0]

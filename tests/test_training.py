@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,7 +60,7 @@ def read_log(run_dir):
 
 
 def train_or_die(run_dir, data, config, fatal_replacement):
-    "Train; before the file number `fatal_replacement` is put in its place, the process kills itself."
+    "Train; the process kills itself before it puts file number `fatal_replacement` in its place."
     torch.set_num_threads(1)
     replace, count = os.replace, 0
 
