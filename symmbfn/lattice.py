@@ -44,7 +44,7 @@ def lattice_to_k(
 ) -> Tensor:  # (...,6)
     """The six numbers of a cell: S = log(L L^T)/2 in the basis of equation 1.
 
-    Raises ValueError for a cell without volume."""
+    The result has no gradient. Raises ValueError for a cell without volume."""
     vectors = L.double()
     volume = torch.linalg.det(vectors).abs()
     proper = volume > 1e-3 * vectors.norm(dim=-1).prod(-1)  # False for nan, too
@@ -64,7 +64,7 @@ def k_to_lattice(
 ) -> Tensor:  # (...,3,3) lattice vectors in rows, Angstrom
     """The cell exp(S), S = sum of k_i B_i: of all orientations, the one in which L is symmetric.
 
-    Raises ValueError for numbers that are not finite or make no finite cell."""
+    The result has no gradient. Raises ValueError for numbers that make no finite cell."""
     cause = "a network that diverged or a wrong scale would do that"
     if not k.isfinite().all():
         raise ValueError(f"k is not finite: {cause}.")
