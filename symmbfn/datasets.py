@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'ENCODER', 'SPLITS', 'MP20_PROPERTIES', 'MP20_URL', 'MP20_BLOBS', 'MP20_ABOUT', 'HULL_COLUMNS', 'to_number',
-           'split_columns', 'summarize_bad', 'encode_sources', 'cache_folder', 'content_digest', 'encode_source',
-           'random_split', 'find_splits', 'load_data', 'blob_id', 'fetch', 'mp20_file', 'encode_mp20', 'write_mp20',
-           'write_hull', 'write_fingerprints', 'load_fingerprints']
+           'split_columns', 'check_workers', 'summarize_bad', 'encode_sources', 'cache_folder', 'content_digest',
+           'encode_source', 'random_split', 'find_splits', 'load_data', 'blob_id', 'fetch', 'mp20_file', 'encode_mp20',
+           'write_mp20', 'write_hull', 'write_fingerprints', 'load_fingerprints']
 
 # %% ../nbs/14_datasets.ipynb #347c3e7a
 import csv
@@ -22,6 +22,7 @@ from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -74,7 +75,7 @@ def split_columns(
     return properties, text
 
 # %% ../nbs/14_datasets.ipynb #e3a52007
-FEW = 500  # crystals that one process encodes faster than several could be started
+FEW = 2000  # fewer crystals than this are encoded by one process: starting more takes seconds
 
 
 def _standardized(source, symprec):
@@ -83,6 +84,13 @@ def _standardized(source, symprec):
         return standardize(parse_structure(source), symprec)
     except Exception as e:  # whatever a library raises is the reason of this one crystal
         return str(e).strip() or type(e).__name__
+
+
+def check_workers(workers):
+    "Raise a ValueError for what is no number of processes."
+    whole = isinstance(workers, Integral) and not isinstance(workers, bool)
+    if workers is not None and not (whole and workers >= 1):
+        raise ValueError(f"workers is {workers!r}: give a number of processes, 1 or more.")
 
 
 def _standardize_all(sources, symprec, workers, title):
@@ -144,6 +152,7 @@ def encode_sources(
     workers=None,  # processes; by default one for few crystals, else one per core, 8 at most
 ) -> tuple:  # Dataset; list of (row, id, reason) of what is left out, rows from 1
     "Encode crystals. Raises ValueError if none can be used."
+    check_workers(workers)
     records = _standardize_all(found.sources, symprec, workers, title)
     crystals, records = _assemble(records)
     rows = list(zip(range(1, len(found) + 1), found.names, records))
@@ -239,6 +248,7 @@ def encode_source(
     """The crystals of a file or folder, encoded once and then read from the cache.
 
     Raises FileNotFoundError, or ValueError that says what to do."""
+    check_workers(workers)
     source = Path(source)
     if source.suffix == ".safetensors":
         return load_dataset(source)[0]
@@ -327,7 +337,7 @@ MP20_ABOUT = dict(
     source="MP-20 (Xie et al. 2022), structures and energies of the Materials Project",
     licence="CC-BY 4.0",
     cite="Jain et al., APL Materials 1, 011002 (2013); Xie et al., ICLR 2022 (CDVAE)",
-    note="98.3 % of MP-20; a third of the training set is a newer relaxation of the same material, "
+    note="97.5 % of MP-20; a third of the training set is a newer relaxation of the same material, "
     "scaled to MP-20's volume",
 )
 
