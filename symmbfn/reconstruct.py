@@ -359,7 +359,7 @@ def reconstruct(
     allowed=None,  # (N,27) bool, positions of its group that each site may have; None: all
     min_distance=0.0,  # Angstrom, distance that atoms should keep; 0: not looked at
 ) -> tuple[Crystals, Tensor]:  # the crystals; (N,) Wyckoff position of each site
-    "The most probable crystals with exact space groups. Raises ValueError for beliefs with nan or inf."
+    "The most probable crystals that have G exactly. Raises ValueError for beliefs with nan or inf."
     _check_finite(theta)
     score, first = position_scores(theta, G, b)
     if allowed is not None:
