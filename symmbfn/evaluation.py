@@ -230,8 +230,8 @@ def relax_stage(
     potential: Potential = None,  # by default CHGNet on the CPU
     batch_size=8,  # crystals at a time
 ):  # yields index, dict
-    """Crystals relaxed. The rows are those of `relax`, but for the structure, which is lattice (3,3) and
-    frac (n,3); and they have rmsd of the atoms (Angstrom), group, and volume_change (a factor)."""
+    """Crystals relaxed. The rows are those of `relax`, but the structure is lattice (3,3) and frac
+    (n,3), and rmsd of the atoms (Angstrom), group, and volume_change (a factor) come with it."""
     indices, structures = [], []
     for i, s, reason in _parsed(sources):
         if not reason and shortest_distance(s) < MIN_DISTANCE:
@@ -442,7 +442,8 @@ def composition_key(
 ) -> str:
     "A formula that is the same for the same composition, such as O3Fe2."
     divisor = gcd(*counts)
-    return "".join(f"{_symbols()[Z]}{n // divisor}" for Z, n in zip(numbers, counts))
+    amounts = [n // divisor for n in counts]
+    return "".join(f"{_symbols()[Z]}{n if n > 1 else ''}" for Z, n in zip(numbers, amounts))
 
 
 def formula_key(
@@ -751,8 +752,8 @@ def measure_floor(
     references: References,
     compute: Computer,
 ) -> dict:  # as in a Measurement; {} unless there are a training and a test set
-    """Table 2 of as many crystals of the training set, drawn at random, measured as if they had been
-    generated."""
+    """Table 2 of as many crystals of the training set, drawn at random and measured as if they had
+    been generated."""
     if not references.train or not references.test:
         return {}
     chosen = np.random.default_rng(0).permutation(len(references.train))[:n]
@@ -872,8 +873,8 @@ def find_duplicates(
     references: References,
     report=None,  # called after each comparison with a set
 ) -> list:  # (n,) of dict: first, in_train, in_val, in_test
-    """For each crystal `first`, the index of the first that is the same, and `in_...`, the name of the
-    same crystal in a reference set (None: it is new)."""
+    """For each crystal `first`, the index of the first that is the same, and `in_...`, the name of
+    the same crystal in a reference set (None: it is new)."""
     columns = dict(first=find_first(compositions, load, report))
     for split, known in references.sets.items():
         found = find_known(compositions, load, known.compositions, known.load, report)
@@ -1196,9 +1197,9 @@ def evaluate(
     workers=None,  # processes; by default one per core, 8 at most; 1: none but this one
     cache=None,  # file to keep results in; by default evaluate.sqlite in the cache folder
 ) -> Report:
-    """Measure crystals as the paper does, and more. If none of train, val and test is given, they are
-    MP-20's; if some are, what needs the others is left out. Raises ValueError or FileNotFoundError
-    that says what to do, and RuntimeError if worker processes cannot live."""
+    """Measure crystals as the paper does, and more. If none of train, val and test is given, they
+    are MP-20's; if some are, what needs the others is left out. Raises ValueError or
+    FileNotFoundError that says what to do, and RuntimeError if worker processes cannot live."""
     names, sources = load_structures(structures)
     n_relax = len(sources) if relaxations is None else min(relaxations, len(sources))
     plan = plan_relaxations(n_relax, potential=potential, device=device, hull=hull)

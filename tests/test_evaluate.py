@@ -1,13 +1,16 @@
-"Evaluation as a user relies on it: killed, it goes on; nothing vanishes; its numbers are those of others where these are known."
+"""Evaluation as a user relies on it: killed, it goes on; nothing vanishes; it works from any
+script; its numbers are those of others where these are known."""
 
 import csv
-import gzip
+import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,236 +18,336 @@ import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
 import symmbfn
-from symmbfn.datasets import mp20_file
-from symmbfn.evaluation import STAGES, Store, content_key, evaluate, read_structures, run_stage
-from symmbfn.metrics import charge_balanced
-from symmbfn.stability import _table, forces, formation_energy, hull_energy, load_hull
-
-root = Path(__file__).parent.parent
-data = os.environ.get("SYMMBFN_DATA")
-needs_data = pytest.mark.skipif(
-    not data, reason="SYMMBFN_DATA is not set: there is no MP-20 and no hull to check against"
+from symmbfn.data import load_mp20
+from symmbfn.evaluation import (
+    FINGERPRINT,
+    MEASURE,
+    SPLITS,
+    Store,
+    content_key,
+    evaluate,
+    relaxation,
+    run_stage,
+    whole_file,
 )
+from symmbfn.metrics import charge_balanced, crystal_statistics
+from symmbfn.stability import (
+    CHGNetPotential,
+    formation_energy,
+    hull_energy,
+    load_hull,
+    read_columns,
+)
+
+ROOT = Path(__file__).parent.parent
+RELAX = relaxation(CHGNetPotential())
 
 
 @pytest.fixture(scope="module")
-def prototypes():
-    return [
-        s
-        for s in symmbfn.decode(
-            symmbfn.load_data("prototypes")["test"].crystals[::5], primitive=True
-        )
-        if len(s) < 7
-    ][:24]
+def mp20():
+    return load_mp20()
+
+
+@pytest.fixture(scope="module")
+def small(mp20):
+    "24 crystals of MP-20's test set with at most six atoms."
+    crystals = mp20["test"].crystals[:300]
+    atoms = crystal_statistics(crystals)["atoms"]
+    return symmbfn.decode(crystals[np.flatnonzero(atoms < 7)[:24].tolist()], primitive=True)
 
 
 class Deadly(Structure):
     "A crystal that kills the process that looks at it, as a crash in a library would."
 
-    def copy(self, *_, **__):
+    @property
+    def is_ordered(self):
         os._exit(3)
 
 
 class Strange(Structure):
     "A crystal that raises what nobody foresaw."
 
-    def copy(self, *_, **__):
+    @property
+    def is_ordered(self):
         raise ZeroDivisionError("strange")
 
 
-def test_a_crystal_that_kills_its_process_stops_no_other(tmp_path, prototypes):
-    deadly, strange = (
-        kind(Lattice.cubic(3), [element], [[0, 0, 0]])
-        for kind, element in ((Deadly, "Fe"), (Strange, "Co"))
-    )
-    some = prototypes[:8] + [deadly, strange] + prototypes[8:20]
-    rows = run_stage(
-        "fingerprint",
-        {content_key(s): s for s in some},
-        Store(tmp_path / "store.sqlite"),
-        workers=2,
-    )
-    assert (
-        len(rows) == 22
-        and rows[8]["reason"] == "its process died"
-        and "strange" in rows[9]["reason"]
-    )
-    assert all(len(r["structure"]) == 61 and not r["reason"] for r in rows[:8] + rows[10:])
-    rows = run_stage(
-        "measure",
-        {content_key(s): s for s in some[9:]},
-        Store(tmp_path / "store.sqlite"),
-        workers=1,
-    )
-    assert rows[0]["reason"] == "ZeroDivisionError: strange" and all(r["group"] for r in rows[1:])
+def by_key(structures):
+    return {content_key(s): s for s in structures}
 
 
-def children(of):
-    return subprocess.run(["pgrep", "-P", str(of)], capture_output=True, text=True).stdout.split()
+def test_a_crystal_that_kills_its_process_stops_no_other(tmp_path, small):
+    deadly = Deadly(Lattice.cubic(3), ["Fe"], [[0, 0, 0]])
+    strange = Strange(Lattice.cubic(3), ["Co"], [[0, 0, 0]])
+    crystals = small[:8] + [deadly, strange] + small[8:20]
+    store = Store(tmp_path / "store.sqlite")
+    rows = run_stage(FINGERPRINT, by_key(crystals), store, workers=2)
+    assert len(rows) == 22
+    assert rows[8]["reason"] == "its process died"
+    assert "strange" in rows[9]["reason"]
+    others = rows[:8] + rows[10:]
+    assert all(len(r["structure"]) == 61 and not r["reason"] for r in others)
+    rows = run_stage(MEASURE, by_key(crystals[9:]), store, workers=1)
+    assert rows[0]["reason"] == "ZeroDivisionError: strange"
+    assert all(r["group"] for r in rows[1:])
+
+
+SCRIPT = """
+import sys
+from pymatgen.core import Lattice, Structure
+from symmbfn.evaluation import MEASURE, Store, content_key, run_stage
+
+crystals = [Structure(Lattice.cubic(3 + i / 100), ["Fe"], [[0, 0, 0]]) for i in range(130)]
+rows = run_stage(MEASURE, {content_key(s): s for s in crystals}, Store(sys.argv[1]), workers=2)
+print(sum(r["valid"] for r in rows), "valid")
+"""
+
+
+@pytest.mark.parametrize("how", ["stdin", "file"])
+def test_workers_start_from_any_script(tmp_path, how):
+    "From `python - <<EOF` and from a script without `if __name__ == '__main__'`."
+    (tmp_path / "script.py").write_text(SCRIPT)
+    name, text = ("-", SCRIPT) if how == "stdin" else ("script.py", "")
+    done = subprocess.run(
+        [sys.executable, name, "store.sqlite"],
+        input=text,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "130 valid", done.stderr
+
+
+def descendants(pid):
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    found = children.stdout.split()
+    for child in list(found):
+        found += descendants(child)
+    return found
 
 
 def alive(pid):
-    return (
-        Path(f"/proc/{pid}").exists()
-        and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    )
+    "Whether a process runs, and is no zombie."
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_killed_half_way_it_computes_nothing_twice_and_loses_nothing(tmp_path, prototypes):
-    "SIGKILL to the command during the relaxations; the second time it is left alone. A trigger in the file counts what is written."
-    store = Store(tmp_path / "cache" / "evaluate.sqlite")
-    store.db.executescript(
-        "CREATE TABLE written (stage TEXT, content TEXT); CREATE TRIGGER count AFTER INSERT ON found BEGIN INSERT INTO written VALUES (new.stage, new.content); END;"
-    )
-    (tmp_path / "cifs").mkdir()
-    for i, s in enumerate(prototypes):
-        (tmp_path / "cifs" / f"{i:02d}.cif").write_text(s.to(fmt="cif"))
-    (tmp_path / "cifs" / "99.cif").write_text("broken")
-    elements = sorted({e.symbol for s in prototypes for e in s.composition})
-    with open(tmp_path / "hull.csv", "w", newline="") as f:
-        csv.writer(f).writerows([("formula", "energy_per_atom"), *((e, -3) for e in elements)])
-    command = [
-        sys.executable,
-        "-c",
-        "from symmbfn.evaluation import main; main()",
-        "cifs",
-        "--out",
-        "report",
-        "--train",
-        "cifs",
-        "--hull",
-        "hull.csv",
-        "--workers",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    env = os.environ | {
-        "SYMMBFN_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(root),
-    }
-    relaxed, begun = STAGES["relax"][1], time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while (
-        len(store.keys(relaxed)) < 6 and process.poll() is None and time.monotonic() - begun < 200
-    ):
+def wait_for(condition, seconds):
+    "Whether a condition holds within so many seconds."
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
         time.sleep(0.05)
-    workers = children(process.pid)
+    return condition()
+
+
+def count_writes(store):
+    "Let the file itself count what is written."
+    store.db.executescript(
+        "CREATE TABLE written (stage TEXT, content TEXT);"
+        "CREATE TRIGGER count AFTER INSERT ON found BEGIN "
+        "INSERT INTO written VALUES (new.stage, new.content); END;"
+    )
+
+
+def prepare_command(folder, structures):
+    "Files of crystals, one of them broken, and of a hull; the command that evaluates them."
+    (folder / "cifs").mkdir()
+    for i, s in enumerate(structures):
+        (folder / "cifs" / f"{i:02d}.cif").write_text(s.to(fmt="cif"))
+    (folder / "cifs" / "99.cif").write_text("broken")
+    elements = sorted({e.symbol for s in structures for e in s.composition})
+    with open(folder / "hull.csv", "w", newline="") as f:
+        csv.writer(f).writerows([("formula", "energy_per_atom"), *((e, -3) for e in elements)])
+    words = "evaluate cifs --out report --train cifs --hull hull.csv --workers 2 --device cpu"
+    return [sys.executable, "-m", "symmbfn", *words.split()]
+
+
+def test_killed_half_way_it_computes_nothing_twice_and_loses_nothing(tmp_path, small):
+    "SIGKILL to the command during the relaxations; the second time it is left alone."
+    store = Store(tmp_path / "cache" / "evaluate.sqlite")
+    count_writes(store)
+    environment = {"SYMMBFN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    settings = dict(cwd=tmp_path, env=os.environ | environment | {"OMP_NUM_THREADS": "1"})
+    command = prepare_command(tmp_path, small)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings
+    )
+    wait_for(lambda: len(store.keys(RELAX.key)) >= 6 or process.poll() is not None, 300)
+    workers = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL and workers
-    while any(map(alive, workers)) and time.monotonic() - begun < 250:
-        time.sleep(0.1)
-    assert not any(map(alive, workers)), "workers outlive the process that started them"
-    half = len(store.keys(relaxed))
+    assert wait_for(lambda: not any(map(alive, workers)), 20), "workers outlive their parent"
+    half = len(store.keys(RELAX.key))
     assert 6 <= half < 25
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **settings)
     assert done.returncode == 0, done.stderr
-    written = Counter(
-        row
-        for row in store.db.execute("SELECT stage, content FROM written")
-        if not row[0].endswith("begun")
-    )
-    assert set(written.values()) == {1} and len(store.keys(relaxed)) == 25
-    rows = list(csv.DictReader(open(tmp_path / "report" / "structures.csv")))
-    assert (
-        len(rows) == 25
-        and rows[-1]["reason"]
-        and all(r["relaxed"] == "True" or r["reason_relaxed"] for r in rows)
-    )
-    print(
-        f"killed after {half} of 25 relaxations; {sum(r['relaxed'] == 'True' for r in rows)} relaxed in the end"
-    )
+    written = store.db.execute("SELECT stage, content FROM written").fetchall()
+    times = Counter(row for row in written if "begun" not in row[0])
+    assert set(times.values()) == {1}
+    assert len(store.keys(RELAX.key)) == 25
+    with open(tmp_path / "report" / "structures.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 25 and rows[-1]["reason"]
+    assert all(r["relaxed"] == "True" or r["reason_relaxed"] for r in rows)
 
 
-def rows_of(split):
-    return list(csv.DictReader(gzip.open(mp20_file(split), "rt")))
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as unfinished:
+        unfinished.write_text("ne")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+    assert path.read_text() == "old"
+    with whole_file(path) as unfinished:
+        unfinished.write_text("new")
+    assert path.read_text() == "new"
 
 
-@needs_data
-def test_the_test_set_against_itself(tmp_path):
-    "Given as samples, MP-20's test set is valid, covered and at no distance from itself; here 40 of its crystals."
-    paths = {}
-    for split in ("train", "test"):
-        paths[split] = tmp_path / f"{split}.csv"
-        with open(paths[split], "w", newline="") as f:
-            csv.writer(f).writerows(
-                [
-                    ("material_id", "cif"),
-                    *((r["material_id"], r["cif"]) for r in rows_of(split)[::200][:40]),
-                ]
-            )
+def test_the_test_set_against_itself(tmp_path, mp20):
+    "Given as samples, crystals of MP-20's test set are valid, covered and at no distance."
+    train, test = mp20["train"][::200][:40], mp20["test"][::200][:40]
     report = evaluate(
-        paths["test"],
-        train=paths["train"],
-        test=paths["test"],
-        relaxations=0,
-        workers=1,
-        cache=tmp_path / "store.sqlite",
+        test, train=train, test=test, relaxations=0, workers=1, cache=tmp_path / "store.sqlite"
     )
-    for k in (
-        "readable",
-        "valid",
-        "coverage_recall",
-        "coverage_precision",
-        "coverage_recall_pair",
-        "coverage_precision_pair",
-    ):
-        assert report[k] == 1, k
-    for k in ("density", "elements", "groups"):
-        assert report[f"distance_{k}_all"] == 0, k
+    for name in ("readable", "valid", "coverage_recall", "coverage_precision"):
+        assert report[name] == 1, name
+    for name in ("coverage_recall_pair", "coverage_precision_pair"):
+        assert report[name] == 1, name
+    for name in ("density", "elements", "groups"):
+        assert report[f"distance_{name}_all"] < 1e-3, name  # density of structures and of tensors
     floor = {x["name"]: x["floor"] for x in report.summary}
-    assert (
-        floor["valid"] == 1
-        and floor["distance_density_all"] > 0
-        and [r["name"] for r in report.rows] == read_structures(paths["test"])[0]
-    )
+    assert floor["valid"] == 1 and floor["distance_density_all"] > 0
+    assert [r["name"] for r in report.rows] == test.ids
 
 
-@needs_data
-def test_charges_are_those_of_smacts_2014_table():
-    balanced = np.mean(
-        [charge_balanced(Composition(r["pretty_formula"])) for r in rows_of("test")[:1500]]
-    )
+def test_by_default_all_of_mp20_is_compared_with(tmp_path, mp20):
+    "One crystal of each split: each is found in its own, by name, and covered by the test set."
+    crystals = {split: mp20[split][[7]] for split in SPLITS}
+    structures = [symmbfn.decode(d.crystals, primitive=True)[0] for d in crystals.values()]
+    report = evaluate(structures, relaxations=0, workers=1, cache=tmp_path / "store.sqlite")
+    assert report.about["compared_with"] == dict(train=26196, val=8957, test=8953)
+    for row, (split, data) in zip(report.rows, crystals.items()):
+        assert row[f"in_{split}"] == data.ids[0]
+    assert report.rows[2]["covered"] and report.rows[2]["covered_pair"]
+    assert report["novel_for_train"] == pytest.approx(2 / 3)
+
+
+def test_charges_are_those_of_smacts_2014_table(mp20):
+    crystals = symmbfn.decode(mp20["test"].crystals[:1500], primitive=True)
+    balanced = np.mean([charge_balanced(s.composition) for s in crystals])
     assert abs(balanced - 0.896) < 0.001  # SMACT's default table gives 0.909
 
 
-@needs_data
 def test_hull_energies_of_the_materials_project():
     "Every twentieth of 25,421 known ones; over all of them the error is 0.0023 eV/atom."
-    hull, known = (
-        load_hull(),
-        _table(Path(data) / "mp_hull" / "known_hull_energies.csv.gz")[0][::20],
-    )
-    error = np.abs(
-        [
-            hull_energy(hull, Composition(r["formula"])) - float(r["hull_energy_per_atom"])
-            for r in known
-        ]
-    )
-    assert error.mean() < 0.003 and np.quantile(error, 0.9) < 0.006
+    hull = load_hull()
+    table = read_columns(files("symmbfn") / "mp_hull.csv.gz")
+    known = [(f, float(e)) for f, e in zip(table["formula"], table["known_hull_energy"]) if e]
+    assert len(known) == 25421
+    error = np.abs([hull_energy(hull, Composition(f)) - e for f, e in known[::20]])
+    assert error.mean() < 0.003
+    assert np.quantile(error, 0.9) < 0.006
 
 
-@needs_data
-def test_formation_energies_of_chgnet():
-    "Unrelaxed crystals of MP-20's test set against their formation energies in the Materials Project."
-    rows = [
-        r for r in rows_of("test")[::37] if r["formation_energy_source"].startswith("mp20_original")
-    ][:100]
-    structures, hull = [Structure.from_str(r["cif"], fmt="cif") for r in rows], load_hull()
-    energies = [
-        float(e) for i in range(0, len(rows), 20) for e in forces(structures[i : i + 20])[0]
-    ]
-    error = np.array(
-        [
-            formation_energy(hull, s.composition, e) - float(r["formation_energy_per_atom"])
-            for s, e, r in zip(structures, energies, rows)
-        ]
-    )
-    print(f"MAE {abs(error).mean():.4f} eV/atom, bias {error.mean():+.4f}, of {len(rows)}")
+def test_formation_energies_of_chgnet(mp20):
+    "Unrelaxed crystals of MP-20's test set against the Materials Project's formation energies."
+    data, hull = mp20["test"][::89], load_hull()
+    structures = symmbfn.decode(data.crystals, primitive=True)
+    energies = data.properties["formation_energy_per_atom"].tolist()
+    known = [(s, e) for s, e in zip(structures, energies) if e == e]
+    potential = CHGNetPotential()
+    error = []
+    for start in range(0, len(known), 20):
+        batch, expected = zip(*known[start : start + 20])
+        for s, energy, e in zip(batch, potential(list(batch))[0], expected):
+            error.append(formation_energy(hull, s.composition, float(energy)) - e)
+    error = np.array(error)
+    print(f"MAE {abs(error).mean():.4f} eV/atom, bias {error.mean():+.4f}, of {len(error)}")
     assert 0.012 < abs(error).mean() < 0.032
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ("", "empty"),
+        ("formula,formation_energy_per_atom\n", "empty"),
+        ("formula,energy\nNaCl,-2\n", "has no columns"),
+        ("formula,formation_energy_per_atom\nNaCl,low\n", "is no number in row 1"),
+        ("formula,formation_energy_per_atom\nNaCl\n", "has not as many fields"),
+        ("formula,formation_energy_per_atom\nXxO,-1\n", "no element Xx"),
+        ("formula,energy_per_atom\nLiO,-3\nO,-4\n", "no entry for the element Li"),
+    ],
+)
+def test_a_hull_that_is_no_hull_is_refused_in_a_sentence(tmp_path, table, words):
+    (tmp_path / "hull.csv").write_text(table)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_hull(tmp_path / "hull.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_hull_lacks_is_the_crystals_reason(tmp_path, small):
+    "A crystal of elements that the hull doesn't have keeps its energy; nothing else is lost."
+    salt = Structure(Lattice.cubic(3.4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    iron = Structure(Lattice.cubic(2.9), ["Fe", "Fe"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    (tmp_path / "hull.csv").write_text("formula,energy_per_atom\nNa,-1.3\nCl,-1.8\n")
+    report = evaluate(
+        [salt, iron],
+        train=[salt],
+        hull=tmp_path / "hull.csv",
+        workers=1,
+        cache=tmp_path / "store.sqlite",
+        out=tmp_path / "report",
+    )
+    first, second = report.rows
+    assert first["e_above_hull"] is not None and first["reason_relaxed"] == ""
+    assert second["energy"] is not None and second["e_above_hull"] is None
+    assert "Fe" in second["reason_relaxed"]
+    about = json.loads((tmp_path / "report" / "about.json").read_text())
+    assert about["potential"] == "CHGNet 0.3.0"
+
+
+def test_a_users_own_potential_works_in_workers(tmp_path, small):
+    "A potential that is defined in the script itself, and fails on some crystals."
+    script = """
+        import numpy as np
+        from pymatgen.core import Lattice, Structure
+        from symmbfn.stability import Potential, hull_from_table
+        import symmbfn
+
+        class Springs(Potential):
+            name = "springs"
+
+            def __call__(self, structures):
+                if any("Xe" in s.symbol_set for s in structures):
+                    raise ValueError("xenon has no springs")
+                forces = [np.zeros((len(s), 3)) for s in structures]
+                return np.full(len(structures), -3.5), forces, np.zeros((len(structures), 3, 3))
+
+        elements = ["Xe" if i == 5 else "Fe" for i in range(20)]
+        crystals = [
+            Structure(Lattice.cubic(3 + i / 100), [e], [[0, 0, 0]]) for i, e in enumerate(elements)
+        ]
+        hull = hull_from_table("iron", [], [], {"springs": {"Fe": -3.0}})
+        report = symmbfn.evaluate(
+            crystals, train=crystals[:1], hull=hull, potential=Springs(), workers=2,
+            cache="store.sqlite",
+        )
+        print(report["stable"], report.rows[5]["reason_relaxed"], report.rows[6]["e_above_hull"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=textwrap.dedent(script),
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "0.95 xenon has no springs -0.5", done.stderr
