@@ -16,7 +16,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import discrete
 from symmbfn.core import (
     AXES,
     GROUPS,
@@ -30,7 +29,7 @@ from symmbfn.core import (
     wrap,
 )
 from .lattice import constrain, k_to_lattice
-from .model import minimum_image
+from .model import known_beliefs, minimum_image
 from symmbfn.wyckoff import (
     nearest_on_position,
     orbit,
@@ -374,14 +373,7 @@ def one_hot_beliefs(
     c: Crystals,
 ) -> Channels:
     "Beliefs that leave no doubt about known crystals."
-
-    def belief(channel):
-        value = getattr(c, channel.name)
-        if channel.kind == "discrete":
-            return discrete.one_hot(value - channel.first_class, channel.classes, c.x.dtype)
-        return value
-
-    return per_channel(belief)
+    return known_beliefs(c, c.x.dtype)
 
 
 def snap_to_wyckoff(

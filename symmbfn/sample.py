@@ -16,10 +16,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import continuous, discrete
+from . import discrete
 from .core import CHANNELS, Channel, Channels, batch_index, per_channel, to_dict
 from .lattice import constrain
-from .model import flow, initial_beliefs
+from .model import FLOWS, flow, initial_beliefs
 
 # %% ../nbs/10_sample.ipynb #10a00005
 def bayesian_update(
@@ -59,9 +59,8 @@ def accuracy(
     t: float,  # time in [0,1]
 ) -> float:
     "The accuracy beta(t) that messages about a channel have in all, until t."
-    schedule = discrete.beta if channel.kind == "discrete" else continuous.beta
     t = torch.as_tensor(t, dtype=torch.float64)
-    return float(schedule(t, settings[channel.accuracy_setting]))
+    return float(FLOWS[channel.kind].beta(t, settings[channel.accuracy_setting]))
 
 
 def evidence(
