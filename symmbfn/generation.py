@@ -845,19 +845,22 @@ def generate(
 ) -> Generated:
     "Generate crystals on request. Raises ValueError with the reason if it cannot be met."
     check_names(request)
-    n, device = whole_number("n", n), resolve_device(device)
+    n = whole_number("n", n)
+    device = resolve_device(device)
     batch_size = resolve_batch_size(batch_size, device)
     parsed = parse_request(**request)
     net, prior, _ = model if isinstance(model, Trained) else load(model)
     y = target_properties(net, condition, n)
     if y is not None:
         prior = condition_prior(prior, y[0])
+    constraints = sample_constraints(parsed, prior, n, seed)
     settings = dict(steps=steps, method=method, temperature=temperature, seed=seed)
     settings |= dict(precision=precision, guidance=guidance)
-    constraints = sample_constraints(parsed, prior, n, seed)
-    what = dict(constraints=constraints, y=y, batch_size=batch_size)
-    sampler = partial(sample_crystals, net.to(device), prior, n, **what, **settings)
     description = describe_request(n, condition, settings, net, request)
+    targets = dict(constraints=constraints, y=y)
+    sampler = partial(
+        sample_crystals, net.to(device), prior, n, batch_size=batch_size, **targets, **settings
+    )
     out = None if out is None else Path(out)
     crystals = sample_with_progress(sampler, n, out, description, progress)
     return describe_crystals(crystals, out, seed, condition)
