@@ -267,7 +267,7 @@ class EmpiricalPrior(NamedTuple):
     # (M,2+P) float32: space group, number of sites and properties of each crystal; M = 0 for data
     # without properties
     examples: Tensor = torch.zeros(0, 2)
-    # int64: atoms in the largest primitive cell. Files from before it was kept are of MP-20, with 20
+    # int64: atoms in the largest primitive cell; 20 as in MP-20 for files that do not have it
     max_atoms: Tensor = torch.tensor(20)
 
 
