@@ -162,7 +162,8 @@ def keyed_uniform(
     column = torch.arange(1, (size + 1) // 2 + 1, device=key.device)
     word = splitmix64(key[:, None] + GOLDEN * column)
     halves = torch.cat([word >> 40 & 0xFFFFFF, word >> 8 & 0xFFFFFF], 1)  # float32 resolves 24 bits
-    return (halves[:, :size] + 0.5) / 2**24
+    uniform = (halves[:, :size] + 0.5).float() / 2**24
+    return uniform.clamp(max=1 - 2**-24)  # the largest one is rounded to 1
 
 
 def keyed_normal(
