@@ -228,7 +228,7 @@ def generate(condition, space_group, keep, **options):
 @main.command()
 @click.argument("structures")
 @out_option("Folder for the report.", default="report")
-@click.option("--train", help="Crystals to compare with, for novelty; by default MP-20's.")
+@click.option("--train", help="Crystals to compare with, for novelty.")
 @click.option("--val", help="Further crystals for novelty.")
 @click.option("--test", help="Crystals to compare with, for coverage and distances.")
 @click.option("--hull", help="CSV table of formulas and energies; by default the package's.")
@@ -243,9 +243,9 @@ def generate(condition, space_group, keep, **options):
 def evaluate(structures, device, **options):
     """Measure STRUCTURES: validity, coverage, distances, novelty and stability.
 
-    STRUCTURES is a folder or zip of CIF files, a CSV file with a column `cif` or `file`, an extxyz
-    file, or a data set that `symmbfn encode` made. Writes a row for each crystal and a summary with
-    confidence intervals.
+    STRUCTURES is a folder or zip of CIF files, a CSV or parquet table with a column `cif`, an
+    extxyz file, or a data set that `symmbfn encode` made. If none of --train, --val and --test is
+    given, they are MP-20's. Writes a row for each crystal and a summary with confidence intervals.
 
     \b
     Examples:

@@ -82,9 +82,7 @@ class SamplerConfig:
     precision: str = "float32"  # of the network, or 'bfloat16'
     guidance: float = 0.0  # strength of the guidance towards properties (11)
     seed: int = 0
-    min_distance: float = (
-        MIN_DISTANCE  # Angstrom: the decoder keeps atoms so far apart; 0: it doesn't
-    )
+    min_distance: float = MIN_DISTANCE  # Angstrom, between atoms; 0: any
     repair_rounds: int = REPAIR_ROUNDS
 
 
@@ -223,7 +221,7 @@ def sample_crystals(
     constraints=None,  # Constraints of n crystals; None: whatever the training set makes likely
     y=None,  # (n,P) properties to aim at
     guidance=0.0,  # strength of the guidance towards them
-    min_distance=MIN_DISTANCE,  # Angstrom: the decoder keeps atoms so far apart; 0: it doesn't
+    min_distance=MIN_DISTANCE,  # Angstrom, that the decoder keeps between atoms; 0: any
     repair_rounds=REPAIR_ROUNDS,
     first=0,  # number of the first crystal to sample; those before it are left out
 ) -> Crystals:  # on the CPU, exactly symmetric

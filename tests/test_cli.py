@@ -225,6 +225,15 @@ def test_torchrun_takes_none_of_our_options_for_its_own():
         assert parsed.training_script_args == ["train", *words], name
 
 
+def test_evaluate_writes_a_report(tmp_path):
+    save_dataset(tmp_path / "some.safetensors", load_mp20()["val"][:4])
+    out = tmp_path / "report"
+    done = run("evaluate", tmp_path / "some.safetensors", "--relaxations", 0, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert len((out / "structures.csv").read_text().splitlines()) == 5
+    assert "valid" in (out / "summary.txt").read_text()
+
+
 def test_encode_makes_a_data_set(tmp_path):
     made = run("generate", "--n", 3, "--steps", 5, "--composition", "NaCl", "--out", tmp_path / "a")
     assert made.exit_code == 0, made.output
