@@ -130,10 +130,15 @@ def _seconds(f, repeats=10):
 
 @cache
 def bfloat16_speedup() -> float:
-    "How many times faster than in float32 this CPU multiplies matrices in bfloat16, measured once."
+    "How many times faster than in float32 a CPU multiplies matrices in bfloat16, measured once."
     a = torch.ones(256, 256)
     b = a.to(torch.bfloat16)
-    return _seconds(lambda: a @ a) / _seconds(lambda: b @ b)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads of a busy machine wait for one another
+    try:
+        return _seconds(lambda: a @ a) / _seconds(lambda: b @ b)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resolve_precision(
@@ -703,7 +708,7 @@ def pad_batch(
     b, place = batch_index(torch.cat([own_sizes, padding]), n_sites)
     first_site = sizes.cumsum(0) - sizes
     site = torch.where(b < len(index), first_site[which[b]] + place, 0)
-    weight = torch.cat([is_real / is_real.sum(), c.k.new_zeros(1)])
+    weight = torch.cat([is_real.to(c.k.dtype) / is_real.sum(), c.k.new_zeros(1)])
     return Crystals(c.G[which], c.k[which], b, c.x[site], c.a[site], c.S[site]), which, weight
 
 # %% ../nbs/09_train.ipynb #09f00005
@@ -848,36 +853,50 @@ def print_progress(
 
 # %% ../nbs/09_train.ipynb #09f20009
 class Session:
-    "The clock of one call of `train`."
+    "One call of `train`: its clock, and what is done between two epochs."
 
-    def __init__(self, state: RunState):
+    def __init__(self, state: RunState, report, is_first: bool):
         self.state = state
+        self.report = report
+        self.is_first = is_first  # whether this is the process that writes files and reports
         self.began = time.monotonic()
         self.seconds_before = state.seconds
         self.epochs_before = len(state.rows)
         self.limit = 60 * state.config.max_minutes  # seconds
         self.saved_at = -math.inf
         self.saving_seconds = 0.0
+        self.is_over = 0 < state.epochs == len(state.rows)
+        if self.is_over and is_first:  # it may have been killed in the middle of its last save
+            self.save()
+            report(state.rows[-1] | dict(left=0.0))
 
     @property
     def seconds(self):
         "Time since it began."
         return time.monotonic() - self.began
 
-    def plan_epochs(self) -> int:
-        "How many epochs a run may have whose first epoch is over."
-        return max(1, int(0.9 * self.limit / self.seconds))
+    def plan_epochs(self):
+        "After the first epoch: decide how many there will be, if the configuration doesn't say."
+        if self.state.epochs == 0:
+            planned = int(0.9 * self.limit / self.seconds)
+            self.state.epochs = from_first(max(1, planned))
 
-    def is_over(self):
-        "Whether it is time to stop."
-        return len(self.state.rows) == self.state.epochs or self.seconds > self.limit
+    def end_epoch(self, row: dict):
+        "Log an epoch and save the run, if it is time for it; see whether the session is over."
+        state = self.state
+        state.seconds = self.seconds_before + self.seconds
+        state.rows.append(row | dict(seconds=round(state.seconds, 2)))
+        is_over = len(state.rows) == state.epochs or self.seconds > self.limit
+        self.is_over = from_first(is_over)
+        if self.is_first:
+            if self.is_over or "eval_score" in row or self.saving_is_due():
+                self.save()
+            self.report(state.rows[-1] | dict(left=self.seconds_left()))
 
     def seconds_left(self):
         "How long the session may still take."
         done = len(self.state.rows) - self.epochs_before
         missing = self.state.epochs - len(self.state.rows)
-        if missing == 0 or done == 0:
-            return 0.0
         return max(0.0, min(missing * self.seconds / done, self.limit - self.seconds))
 
     def saving_is_due(self):
@@ -973,27 +992,16 @@ def train(
     and FloatingPointError if the loss is no longer a number."""
     with join_processes(config.device) as process:
         config = replace(config, device=process.device)
-        is_first = process.rank == 0
         state = start_or_resume(run_dir, data, val, config, model_settings=model_settings, y=y)
         data, val, y = (_on_device(v, process.device) for v in (data, val, y))
         one_epoch = epoch_function(state, data, y, process)
-        session = Session(state)
-        is_over = 0 < state.epochs == len(state.rows)
-        if is_over and is_first:  # it may have been killed in the middle of its last save
-            session.save()
-            report(state.rows[-1] | dict(left=0.0))
-        while not is_over:
+        session = Session(state, report, is_first=process.rank == 0)
+        while not session.is_over:
             row = next_row(state, one_epoch)
-            state.epochs = state.epochs or from_first(session.plan_epochs())
-            if is_first:
+            session.plan_epochs()
+            if session.is_first:
                 row |= evaluate_epoch(state, val, eval_fn, row["epoch"])
-            state.seconds = session.seconds_before + session.seconds
-            state.rows.append(row | dict(seconds=round(state.seconds, 2)))
-            is_over = from_first(session.is_over())
-            if is_first:
-                if is_over or "eval_score" in row or session.saving_is_due():
-                    session.save()
-                report(state.rows[-1] | dict(left=session.seconds_left()))
+            session.end_epoch(row)
     return state.ema.eval()
 
 # %% ../nbs/09_train.ipynb #09f20010
