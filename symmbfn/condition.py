@@ -338,7 +338,7 @@ def wyckoff_assignments(
 
 # %% ../nbs/11_condition.ipynb #11c00018
 def _log_probability(way, by_letter, by_mult):
-    "Of one way, up to nothing."
+    "Logarithm of the probability of one way: the formula of the text."
     kinds = Counter((site.element, site.letter, site.mult) for site in way)
     total = math.lgamma(len(way) + 1)
     for (_, letter, mult), sites in kinds.items():
@@ -373,7 +373,8 @@ class _Option:
     p: Tensor = field(default_factory=lambda: torch.ones(1))  # probability of each way
 
 
-def _sites_are_enough(request, way):
+def _has_right_size(request, way):
+    "Whether a way has the number of sites that is asked for, and room for all required elements."
     return len(way) >= len(request.required) and (not request.sites or len(way) == request.sites)
 
 
@@ -382,7 +383,7 @@ def _counted_options(request, prior):
     options = []
     for G in request.groups:
         ways = wyckoff_assignments(request, G, prior)
-        ways = sorted((way for way in ways if _sites_are_enough(request, way)), key=len)
+        ways = sorted((way for way in ways if _has_right_size(request, way)), key=len)
         for n, some in groupby(ways, key=len):
             some = list(some)
             options.append(_Option(G, n, some, assignment_probabilities(some, G, prior)))
