@@ -96,7 +96,6 @@ class Sources:
     names: list  # of str, one for each crystal
     sources: list  # each a text (CIF or JSON), a Structure, its dict, or why there is none
     columns: dict = field(default_factory=dict)  # name -> list of values, None where empty
-    numbered: bool = False  # the names are numbers of rows, since the file has no names
 
     def __len__(self):
         return len(self.names)
@@ -172,23 +171,26 @@ def _parquet_columns(path):
         raise ValueError(f"the file is damaged ({e}): get it again") from e
 
 
-def _read_table(path, read_columns):
-    columns = read_columns(path)
+def _table_sources(
+    columns,  # name -> list of values
+    title,  # of the table, for the sentence that refuses it
+    folder=".",  # to which paths in the table are relative
+):  # Sources
     structure = next((c for c in STRUCTURE_COLUMNS if c in columns), None)
     if structure is None:
         raise ValueError(
-            f"{path} has no column {', '.join(STRUCTURE_COLUMNS[:-1])} or {STRUCTURE_COLUMNS[-1]}: "
+            f"{title} has no column {' or '.join(STRUCTURE_COLUMNS)}: "
             "put the text of each crystal's CIF into a column cif."
         )
     name = next((c for c in NAME_COLUMNS if c in columns), None)
     values = columns[structure]
     if structure == "file":
-        sources = [_attempt(_file_text, path.parent / str(f)) for f in values]
+        sources = [_attempt(_file_text, Path(folder) / str(file)) for file in values]
     else:
         sources = ["" if value is None else value for value in values]
     names = [str(i if name is None else columns[name][i]) for i in range(len(values))]
     rest = {c: list(v) for c, v in columns.items() if c not in (structure, name)}
-    return Sources(names, sources, rest, numbered=name is None)
+    return Sources(names, sources, rest)
 
 # %% ../nbs/13_structures.ipynb #13r00008
 def _frames_one_by_one(file):
@@ -228,7 +230,7 @@ def _read_extxyz(path):
     columns = {c: [row.get(c) for row in rows] for c in dict.fromkeys(k for r in rows for k in r)}
     name = next((c for c in NAME_COLUMNS if c in columns), None)
     values = range(len(frames)) if name is None else columns.pop(name)
-    return Sources([str(v) for v in values], frames, columns, numbered=name is None)
+    return Sources([str(v) for v in values], frames, columns)
 
 # %% ../nbs/13_structures.ipynb #13r00010
 def _read_dataset(path):
@@ -240,8 +242,8 @@ def _read_dataset(path):
 _READERS = dict(
     zip=_read_zip,
     cif=_read_single_cif,
-    csv=lambda path: _read_table(path, _csv_columns),
-    parquet=lambda path: _read_table(path, _parquet_columns),
+    csv=lambda path: _table_sources(_csv_columns(path), path, path.parent),
+    parquet=lambda path: _table_sources(_parquet_columns(path), path, path.parent),
     xyz=_read_extxyz,
     extxyz=_read_extxyz,
     safetensors=_read_dataset,
@@ -296,11 +298,14 @@ def _is_one(structures):
 
 
 def load_structures(
-    structures,  # a path, Crystals, a Dataset, or one or many structures, texts, paths of CIF files
+    structures,  # a path, table, Crystals or Dataset; one or many structures, texts, paths of CIFs
 ) -> tuple:  # list of names; list of sources, which `to_structure` takes
     "Crystals of whatever kind. Raises ValueError for an empty set."
     if _is_path(structures):
         return read_structures(structures)
+    if hasattr(structures, "to_dict") and hasattr(structures, "columns"):  # pandas' DataFrame
+        found = _table_sources(structures.to_dict("list"), "The table")
+        return found.names, found.sources
     if hasattr(structures, "crystals"):  # a Dataset, or what generate returns
         ids = getattr(structures, "ids", None) or map(str, range(len(structures.crystals)))
         return list(ids), decode(structures.crystals, primitive=True)
