@@ -268,8 +268,8 @@ def load_hull(
 
 # %% ../nbs/16_stability.ipynb #17a0002a
 class Potential(ABC):
-    """What gives the energies of crystals. Results are kept under its name, so that another potential
-    needs another name."""
+    """What gives the energies of crystals. Results are kept under its name, so that another
+    potential needs another name."""
 
     name: str
 
@@ -285,8 +285,8 @@ def predict(
     potential: Potential,
     structures,  # list of pymatgen Structures, ordered
 ) -> list:  # for each: (energy, forces, virial) as above, or str: why there is none
-    """What a potential says of each crystal. Whatever it raises becomes the reason of the crystal that
-    caused it."""
+    """What a potential says of each crystal. Whatever it raises becomes the reason of the crystal
+    that caused it."""
     if not structures:
         return []
     try:
@@ -321,6 +321,7 @@ class ASEPotential(Potential):
         from pymatgen.io.ase import AseAtomsAdaptor
 
         atoms = AseAtomsAdaptor.get_atoms(structure)
+        self.calculator.reset()  # one that has failed may be left in any state
         atoms.calc = self.calculator
         energy = atoms.get_potential_energy() / len(atoms)
         virial = -atoms.get_volume() * atoms.get_stress(voigt=False)
@@ -636,8 +637,8 @@ def relax(
     max_steps=MAX_STEPS,
     fmax=FMAX,  # eV/Angstrom
 ):  # yields index, dict
-    """Relax crystals, atoms and cell; each is given back as soon as it is done. None is left out.
-    Of each: relaxed (bool), reason ('' if relaxed), steps, energy (eV/atom) and structure, which are
+    """Relax crystals, atoms and cell; each is given back as soon as it is done, none is left out.
+    Of each: relaxed (bool), reason ('' if relaxed), steps, energy (eV/atom) and structure, both
     None if it diverged, and start_energy (eV/atom)."""
     potential = potential or CHGNetPotential()
     queue = enumerate(structures)
