@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['K', 'AXES', 'OPS', 'GROUPS', 'CHANNELS', 'batch_index', 'Channel', 'Batch', 'Crystals', 'Channels', 'per_channel',
-           'concat', 'to_dict', 'check_crystals', 'wrap', 'segment_sum', 'segment_mean', 'pairs', 'check_parameters']
+           'concat', 'to_dict', 'check_crystals', 'wrap', 'segment_sum', 'segment_mean', 'pairs']
 
 # %% ../nbs/00_core.ipynb #cc43ccd6
 from dataclasses import dataclass, fields, replace
@@ -256,35 +256,3 @@ def pairs(
     partners = n[b] - 1 - place  # sites after this one
     i, step = batch_index(partners)
     return i, i + 1 + step
-
-# %% ../nbs/00_core.ipynb #e8b669b4
-def check_parameters(
-    before,  # names that were there before the parameters cell: set(globals())
-    after,  # globals()
-    **least,  # smallest allowed value of a parameter
-) -> dict:  # name -> value
-    "The parameters of an experiment. Raises ValueError for an unknown name, a value of another type or too small a one."
-    types = after.get("__annotations__", {})
-    new = {
-        k
-        for k in after
-        if k not in before and not k.startswith("_") and k not in ("before", "In", "Out")
-    }
-    if unknown := sorted(new - types.keys()):
-        raise ValueError(
-            f"Unknown parameter {', '.join(unknown)}: choose among {', '.join(types)}."
-        )
-    for name, kind in types.items():
-        if kind is str and type(after[name]) is int:
-            after[name] = str(after[name])  # papermill takes `-p steps 50` for a number
-        value = after[name]
-        right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-        if not right and not (kind is float and type(value) is int):
-            raise ValueError(
-                f"Parameter {name} is {value!r}, but must be {kind.__name__}: give it so."
-            )
-        if name in least and not value >= least[name]:
-            raise ValueError(f"Parameter {name} is {value!r}: give {least[name]} at least.")
-    return {
-        name: float(after[name]) if kind is float else after[name] for name, kind in types.items()
-    }
