@@ -33,8 +33,8 @@ class Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except (click.exceptions.Exit, click.Abort):
-            raise
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own way to end
         except (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise refused(error) from error
         except (OSError, RuntimeError, ArithmeticError, ImportError, MemoryError) as error:
@@ -422,6 +422,8 @@ def encode(source, out, workers):
     from symmbfn.data import save_dataset
     from symmbfn.datasets import encode_source
 
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out} is no name for a data set: give one that ends in .safetensors.")
     data = encode_source(source, workers=workers)
     save_dataset(out, data, meta=dict(source=Path(source).name))
     properties = ", ".join(data.properties) or "no properties"
