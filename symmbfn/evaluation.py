@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['READ', 'MEASURE', 'FINGERPRINT', 'COMPOSITION', 'SPLITS', 'N_DISTANCE_SAMPLES', 'COVERAGE_NAMES', 'METASTABLE',
            'RELAXATION_COLUMNS', 'content_key', 'Store', 'read_stage', 'measure_stage', 'measure_structure',
-           'fingerprint_stage', 'composition_stage', 'relax_stage', 'Stage', 'relaxation', 'Job', 'compute_items',
-           'prepare_worker', 'in_workers', 'run_stage', 'composition_key', 'formula_key', 'ReferenceSet',
-           'reference_from_crystals', 'reference_from_sources', 'element_shares', 'Computer', 'mp20_test_fingerprints',
-           'collect_fingerprints', 'References', 'mp20_references', 'load_references', 'data_scale', 'distance',
-           'distances', 'Measurement', 'measure', 'validity', 'compare_to_test_set', 'measure_floor',
-           'energy_above_hull', 'RelaxationPlan', 'plan_relaxations', 'relax_crystals', 'relaxed_structure',
-           'find_duplicates', 'Duplicates', 'compare_crystals', 'mark_unique_novel', 'mark_sun', 'merge_rows',
-           'assemble_rows', 'number_line', 'share_line', 'table2_lines', 'novelty_lines', 'stability_lines',
-           'cost_lines', 'summarize', 'format_summary', 'whole_file', 'write_csv', 'to_frame', 'Report', 'describe',
-           'evaluate']
+           'fingerprint_stage', 'composition_stage', 'primitive_cell', 'relax_stage', 'Stage', 'relaxation', 'Job',
+           'compute_items', 'prepare_worker', 'in_workers', 'run_stage', 'composition_key', 'formula_key',
+           'ReferenceSet', 'reference_from_crystals', 'reference_from_sources', 'element_shares', 'Computer',
+           'mp20_test_fingerprints', 'collect_fingerprints', 'References', 'mp20_references', 'load_references',
+           'data_scale', 'distance', 'distances', 'Measurement', 'measure', 'validity', 'compare_to_test_set',
+           'measure_floor', 'energy_above_hull', 'RelaxationPlan', 'plan_relaxations', 'relax_crystals',
+           'relaxed_structure', 'find_duplicates', 'Duplicates', 'compare_crystals', 'mark_unique_novel', 'mark_sun',
+           'merge_rows', 'assemble_rows', 'number_line', 'share_line', 'table2_lines', 'novelty_lines',
+           'stability_lines', 'cost_lines', 'summarize', 'format_summary', 'whole_file', 'write_csv', 'to_frame',
+           'Report', 'describe', 'evaluate']
 
 # %% ../nbs/19_evaluation.ipynb #32e00004
 import csv
@@ -225,13 +225,29 @@ def composition_stage(
         yield i, dict(reason="", composition=magpie_features(Composition(formula)).tolist())
 
 
+def primitive_cell(
+    structure,  # pymatgen Structure
+    symprec=1e-3,  # Angstrom
+):  # pymatgen Structure
+    "A crystal in a primitive cell if it is given in a larger one, without moving its atoms."
+    import spglib
+
+    cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=symprec)
+    if found is None or len(found[2]) >= len(structure):
+        return structure
+    lattice, frac, numbers = found
+    return type(structure)(lattice, numbers, frac)
+
+
 def relax_stage(
     sources,  # list
     potential: Potential = None,  # by default CHGNet on the CPU
     batch_size=8,  # crystals at a time
 ):  # yields index, dict
     """Crystals relaxed. The rows are those of `relax`, but the structure is lattice (3,3) and frac
-    (n,3), and rmsd of the atoms (Angstrom), group, and volume_change (a factor) come with it."""
+    (n,3) of the primitive cell, which costs less than a larger one, and rmsd of the atoms
+    (Angstrom), group, and volume_change (a factor) come with it."""
     indices, structures = [], []
     for i, s, reason in _parsed(sources):
         if not reason and shortest_distance(s) < MIN_DISTANCE:
@@ -240,7 +256,7 @@ def relax_stage(
             yield i, dict(relaxed=False, reason=reason, steps=0, energy=None, start_energy=None)
         else:
             indices.append(i)
-            structures.append(s)
+            structures.append(primitive_cell(s))
     for j, result in relax(structures, potential, batch_size=batch_size):
         end = result.pop("structure")
         moved = {} if end is None else _describe_relaxed(structures[j], end)
@@ -282,7 +298,7 @@ def relaxation(
 ) -> Stage:
     "The stage of relaxations with a potential; its name is part of the key."
     compute = partial(relax_stage, potential=potential, batch_size=batch_size)
-    return Stage("relax", compute, f"relax 1 {potential.name} {FMAX} {MAX_STEPS}", batch_size)
+    return Stage("relax", compute, f"relax 2 {potential.name} {FMAX} {MAX_STEPS}", batch_size)
 
 # %% ../nbs/19_evaluation.ipynb #32e00015
 @dataclass(frozen=True)
@@ -858,13 +874,14 @@ def relax_crystals(
 def relaxed_structure(
     source,  # of the crystal
     relaxed,  # the row of its relaxation
-):  # pymatgen Structure, or None
+):  # pymatgen Structure of the primitive cell, or None
     "The crystal after relaxation."
     from pymatgen.core import Structure
 
     if not relaxed.get("lattice"):
         return None
-    return Structure(relaxed["lattice"], to_structure(source).species, relaxed["frac"])
+    species = primitive_cell(to_structure(source)).species
+    return Structure(relaxed["lattice"], species, relaxed["frac"])
 
 # %% ../nbs/19_evaluation.ipynb #32e00035
 def find_duplicates(
