@@ -31,20 +31,26 @@ from symmbfn.core import (
     wrap,
 )
 from .lattice import constrain, free_components
-from .wyckoff import apply_affine, nearest_on_position, wyckoff_table
+from symmbfn.wyckoff import (
+    apply_affine,
+    centring_translations,
+    nearest_on_position,
+    wyckoff_table,
+)
 
 # %% ../nbs/06_data.ipynb #06f00002
 def save_tensors(
     path,  # file to write
     tensors: dict,  # name -> tensor
-    meta=None,  # anything JSON can hold, read back as it was
+    meta=None,  # metadata: anything JSON can hold, read back as it was
 ):
-    "Write a safetensors file. It replaces an older one at once, whole or not at all."
-    # the library refuses tensors that share memory, as views do: each gets its own
-    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    content = safetensors.torch.save(own, {"json": json.dumps(meta)})
+    "Write a safetensors file. An older file is replaced in one step, wholly or not at all."
+    # safetensors refuses tensors that share memory, as views do, so each is copied
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    content = safetensors.torch.save(copies, {"json": json.dumps(meta)})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # with the process id, so that two processes never write to the same temporary file
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
@@ -55,43 +61,45 @@ def save_tensors(
 
 def load_tensors(
     path,  # a safetensors file
-) -> tuple[dict, object]:  # name -> tensor, and the meta
+) -> tuple[dict, object]:  # name -> tensor; the metadata given to `save_tensors`
     """Read a safetensors file.
 
-    Raises FileNotFoundError, or ValueError if the file is damaged or of another kind."""
+    Raises FileNotFoundError if there is none, IsADirectoryError for a folder, and ValueError if the
+    file is damaged or of another kind."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give a safetensors file.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("json", "null"))
-            # a clone is ours: what the library returns is still backed by the file
+            # cloned, because the library's own tensors read from the file later, when used
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError, RuntimeError) as e:
         raise ValueError(
             f"{path} is damaged or not a safetensors file ({e}): "
-            "delete it and make or fetch it again."
+            "give another file, or make or download this one again."
         ) from e
     return tensors, meta
 
 # %% ../nbs/06_data.ipynb #95c11a0e
 @dataclass(frozen=True)
 class Dataset:
-    "Crystals with an identifier each and any number of properties."
+    "B crystals, an identifier for each, and any number of properties."
 
     crystals: Crystals
-    ids: list  # (B,) str
+    ids: list  # B str
     properties: dict = field(default_factory=dict)  # name -> (B,) float64, NaN where missing
-    text_columns: dict = field(default_factory=dict)  # name -> a value in it that is no number
+    # name of a column that is no property -> a value in it that is not a number
+    text_columns: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.ids)
 
     def targets(
         self,
-        names,  # of properties
-    ):  # (B,P) float64, NaN where missing; None for no names
-        "Some of the properties, as columns. Raises ValueError for what is no property."
+        names,  # names of P properties
+    ):  # (B,P) float64, NaN where missing; None if there are no names
+        "Stack properties as columns. Raises ValueError for a name that is no property."
         for name in names:
             if name in self.text_columns:
                 value = self.text_columns[name]
@@ -107,15 +115,16 @@ class Dataset:
 
     def __getitem__(
         self,
-        index,  # slice, or a tensor or list of crystals
+        index,  # int, slice, or list or tensor of crystal numbers, or a bool mask
     ):
-        "Some of the crystals."
+        "Select crystals, with their identifiers and properties, in the order of the index."
         chosen = torch.arange(len(self))[index].reshape(-1)
         ids = [self.ids[i] for i in chosen.tolist()]
         properties = {name: y[chosen] for name, y in self.properties.items()}
         return Dataset(self.crystals[chosen], ids, properties, self.text_columns)
 
 # %% ../nbs/06_data.ipynb #c7dda622
+# compact types on disk; `load_dataset` makes integers int64 again
 STORED_TYPES = dict(G=torch.int16, b=torch.int32) | {
     c.name: torch.uint8 if c.kind == "discrete" else torch.float64 for c in CHANNELS
 }
@@ -124,19 +133,19 @@ STORED_TYPES = dict(G=torch.int16, b=torch.int32) | {
 def save_dataset(
     path,  # file to write
     data: Dataset,
-    meta=None,  # what else to remember of its origin, anything JSON can hold
+    meta=None,  # notes on where the data come from: anything JSON can hold
 ):
     "Write a data set as one safetensors file."
-    fields = {name: getattr(data.crystals, name).to(t) for name, t in STORED_TYPES.items()}
+    fields = {name: getattr(data.crystals, name).to(dtype) for name, dtype in STORED_TYPES.items()}
     properties = {f"property.{name}": y.double() for name, y in data.properties.items()}
     about = dict(ids=data.ids, text_columns=data.text_columns, meta=meta)
     save_tensors(path, fields | properties, about)
 
 
-def _properties(tensors):
-    "Those of a file's tensors that are properties."
-    start = "property."
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+def _properties(tensors: dict) -> dict:  # name -> (B,) float64
+    "Pick the properties from a file's tensors, in which their names begin with 'property.'."
+    prefix = "property."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def load_dataset(
@@ -144,87 +153,98 @@ def load_dataset(
 ) -> tuple[Dataset, object]:  # the data set, and the meta given when it was saved
     """Read a data set.
 
-    Raises FileNotFoundError, or ValueError for a damaged file or one of another kind."""
+    Raises FileNotFoundError if there is no such file, and ValueError if it is damaged or holds
+    something else."""
     tensors, about = load_tensors(path)
     is_dataset = isinstance(about, dict) and {"ids", "meta"} <= about.keys()
     if not is_dataset or not STORED_TYPES.keys() <= tensors.keys():
         raise ValueError(
             f"{path} holds no data set: give a file written by symmbfn.data.save_dataset."
         )
-    fields = {name: tensors[name] for name in STORED_TYPES}
-    is_index = {name: not t.is_floating_point for name, t in STORED_TYPES.items()}
-    crystals = Crystals(**{k: v.long() if is_index[k] else v for k, v in fields.items()})
+    fields = {}
+    for name, dtype in STORED_TYPES.items():
+        fields[name] = tensors[name] if dtype.is_floating_point else tensors[name].long()
+    crystals = Crystals(**fields)
     ids = about["ids"]
     if len(ids) != len(crystals):
         raise ValueError(
-            f"{path} has {len(ids)} names for {len(crystals)} crystals: make it again."
+            f"{path} has {len(ids)} identifiers for {len(crystals)} crystals: "
+            "write it again with symmbfn.data.save_dataset."
         )
-    check_crystals(crystals)
+    check_crystals(crystals)  # called to raise a ValueError if a value is out of range
     data = Dataset(crystals, ids, _properties(tensors), about.get("text_columns", {}))
     return data, about["meta"]
 
 # %% ../nbs/06_data.ipynb #06f00017
 def wyckoff_positions(
-    c: Crystals,  # exactly symmetric
-) -> Tensor:  # (N,)
-    """Wyckoff position of each site: among those of its group that agree best with its site
-    symmetry, the nearest."""
-    t = wyckoff_table(c.G.device, c.x.dtype)
-    first = t.first[c.G][c.b]
-    site, place = batch_index(t.first[c.G + 1][c.b] - first)
-    w = first[site] + place  # every position of the group of every site
-    agreement = (t.S[w] == c.S[site]).sum(1)
+    c: Crystals,  # each site on the first map of its position
+) -> Tensor:  # (N,) int64
+    """Find the Wyckoff position of each site.
+
+    Of the positions of the site's group whose site symmetry agrees with the site's on most axes,
+    it is the nearest."""
+    table = wyckoff_table(c.G.device, c.x.dtype)
+    first = table.first[c.G][c.b]
+    # all pairs of a site and a position of its group: site, number of the position, position
+    site, place = batch_index(table.first[c.G + 1][c.b] - first)
+    w = first[site] + place
+    agreement = (table.S[w] == c.S[site]).sum(1)  # on how many of the 15 axes
     _, _, distance = nearest_on_position(c.x[site], w)
     score = c.x.new_full((len(c.b), int(place.max()) + 1), -torch.inf)
-    score[site, place] = 1000 * agreement - distance
+    score[site, place] = 1000 * agreement - distance  # 1000: agreement always comes first
     return first + score.argmax(1)
 
 # %% ../nbs/06_data.ipynb #06f00011
-def _free_parameters():
-    "Which of the three parameters of each Wyckoff position move a point at all, (1731,3) bool."
-    t = wyckoff_table()
-    first_map = t.W[t.start[:-1], :, :3]
-    return (first_map != 0).any(1)
+def _free_parameters() -> Tensor:  # (1731,3) bool
+    "Which of the three parameters of each Wyckoff position move its points at all."
+    table = wyckoff_table()
+    matrix = table.W[table.start[:-1], :, :3]  # of the first map
+    return (matrix != 0).any(1)
 
 
 def pack_crystals(
     c: Crystals,  # exactly symmetric, each site on the first map of its position
-) -> dict:  # name -> tensor
-    "Crystals as their free numbers. Small integers are stored in one byte."
-    t = wyckoff_table()
+) -> dict:  # name -> tensor of one dimension
+    "Reduce crystals to their free numbers, in compact types."
     w = wyckoff_positions(c)
     _, u, _ = nearest_on_position(c.x, w)
     return dict(
-        group=c.G.to(torch.uint8),
-        sites=c.n.to(torch.int16),
-        lattice=c.k[free_components()[c.G]],
-        element=c.a.to(torch.uint8),
-        position=(w - t.first[c.G][c.b]).to(torch.uint8),
-        parameters=u[_free_parameters()[w]],
+        group=c.G.to(torch.uint8),  # (B,)
+        sites=c.n.to(torch.int16),  # (B,) number of sites
+        lattice=c.k[free_components()[c.G]],  # 1 to 6 numbers for each crystal
+        element=c.a.to(torch.uint8),  # (N,)
+        position=(w - wyckoff_table().first[c.G][c.b]).to(torch.uint8),  # (N,) 0 is 'a'
+        parameters=u[_free_parameters()[w]],  # 0 to 3 numbers for each site
     )
 
 
 def unpack_crystals(
     tensors: dict,  # what `pack_crystals` returns
 ) -> Crystals:
-    "Crystals from their free numbers: the rest follows from the space group."
-    t = wyckoff_table()
+    "Restore crystals from their free numbers; the rest follows from space group and position."
+    table = wyckoff_table()
     G = tensors["group"].long()
     b, _ = batch_index(tensors["sites"].long())
     k = torch.zeros(len(G), 6, dtype=torch.float64)
     k[free_components()[G]] = tensors["lattice"].double()
-    w = t.first[G][b] + tensors["position"].long()
+    w = table.first[G][b] + tensors["position"].long()
     u = torch.zeros(len(b), 3, dtype=torch.float64)
     u[_free_parameters()[w]] = tensors["parameters"].double()
-    x = wrap(apply_affine(t.W[t.start[w]], u))
-    return check_crystals(Crystals(G, constrain(k, G), b, x, tensors["element"].long(), t.S[w]))
+    x = wrap(apply_affine(table.W[table.start[w]], u))
+    a = tensors["element"].long()
+    return check_crystals(Crystals(G=G, k=constrain(k, G), b=b, x=x, a=a, S=table.S[w]))
 
 # %% ../nbs/06_data.ipynb #06f00013
-ID_PREFIXES = ("mp-", "mvc-")  # of the Materials Project
+ID_PREFIXES = ("mp-", "mvc-")  # of the Materials Project's identifiers, such as 'mp-149'
 
 
-def pack_dataset(data: Dataset) -> dict:  # name -> tensor
-    "A data set of the Materials Project as few tensors. Raises ValueError for other identifiers."
+def pack_dataset(
+    data: Dataset,
+) -> dict:  # name -> tensor
+    """Turn a data set of the Materials Project into a few small tensors.
+
+    They are those of `pack_crystals`, the identifiers as numbers, and the properties. Raises
+    ValueError if an identifier is not one of the Materials Project's."""
     prefixes = [i.rstrip("0123456789") for i in data.ids]
     unknown = set(prefixes) - set(ID_PREFIXES)
     if unknown:
@@ -241,18 +261,18 @@ def pack_dataset(data: Dataset) -> dict:  # name -> tensor
 def unpack_dataset(
     tensors: dict,  # what `pack_dataset` returns
 ) -> Dataset:
-    "The data set again."
+    "Restore the data set."
     numbers, prefixes = tensors["id"].tolist(), tensors["id_prefix"].tolist()
     ids = [f"{ID_PREFIXES[p]}{number}" for p, number in zip(prefixes, numbers)]
     return Dataset(unpack_crystals(tensors), ids, _properties(tensors))
 
 
-def load_mp20() -> dict:  # train, val, test -> Dataset
-    """MP-20 as it comes with the package, in its own splits and order.
+def load_mp20() -> dict:  # 'train', 'val' and 'test' -> Dataset
+    """Load MP-20 as it comes with the package, with the original splits and order.
 
     Properties: formation_energy_per_atom and e_above_hull (eV/atom), band_gap (eV)."""
     tensors, about = load_tensors(files("symmbfn") / "mp20.safetensors")
-    data = unpack_dataset(tensors)
+    data = unpack_dataset(tensors)  # all splits, one after the other
     sizes = list(about["splits"].values())
     ends = torch.tensor(sizes).cumsum(0).tolist()
     starts = [0, *ends[:-1]]
@@ -275,27 +295,29 @@ def primitive_sizes(
     c: Crystals,
     w: Tensor,  # (N,) Wyckoff position of each site
 ) -> Tensor:  # (B,) int64
-    "Number of atoms in the primitive cell of each crystal."
-    t = wyckoff_table(c.G.device)
-    position, _ = batch_index(t.start.diff())
-    is_translation = (t.W[:, :, :3] == torch.eye(3).to(t.W)).all((1, 2)).long()
-    # the general position has a map for each translation of the group within the conventional cell
-    general = t.first[c.G + 1] - 1
-    translations = segment_sum(is_translation, position, len(t.mult))[general]
-    return segment_sum(t.mult[w], c.b, len(c)) // translations
+    "Count the atoms in the primitive cell of each crystal."
+    groups, index = c.G.unique(return_inverse=True)
+    # primitive cells in the conventional cell of each of the groups
+    cells = [len(centring_translations(G)) for G in groups.tolist()]
+    atoms = segment_sum(wyckoff_table(c.G.device).mult[w], c.b, len(c))  # of conventional cells
+    return atoms // torch.tensor(cells, device=c.G.device)[index]
 
 
-def _size_histogram(G, n, width):
-    "(231,width) float64: how often each pair of a space group and a number of sites occurs."
+def _size_histogram(
+    G: Tensor,  # (B,) int64 space groups
+    n: Tensor,  # (B,) int64 numbers of sites
+    width: int,  # more than the largest n
+) -> Tensor:  # (231,width) float64
+    "Count how often each pair of a space group and a number of sites occurs."
     counts = torch.bincount(G * width + n, minlength=(GROUPS + 1) * width)
     return counts.reshape(GROUPS + 1, width).double()
 
 
 def fit_prior(
     c: Crystals,
-    y=None,  # (B,P) properties, NaN where unknown
+    y=None,  # (B,P) properties, NaN where unknown; None if there are none
 ) -> EmpiricalPrior:
-    "The data's distributions of space groups, numbers of sites, and positions."
+    "Count space groups, numbers of sites and Wyckoff positions in a data set."
     n = c.n
     w = wyckoff_positions(c)
     sizes = _size_histogram(c.G, n, int(n.max()) + 1)
@@ -309,43 +331,45 @@ def fit_prior(
 # %% ../nbs/06_data.ipynb #dd18a739
 def sample_groups(
     prior: EmpiricalPrior,
-    B: int,
-    generator=None,
-) -> Tensor:  # (B,) space groups
-    "Draw from p(G)."
+    B: int,  # how many to draw
+    generator=None,  # torch.Generator, for reproducible draws
+) -> Tensor:  # (B,) int64 space groups, 1 to 230
+    "Draw space groups from p(G), that is as often as they occur in the data."
     return torch.multinomial(prior.sizes.sum(1), B, replacement=True, generator=generator)
 
 
 def sample_sizes(
     prior: EmpiricalPrior,
     G: Tensor,  # (B,) space groups
-    generator=None,
-) -> Tensor:  # (B,) number of sites
-    "Draw from p(n given G), or from p(n) for a group without data."
+    generator=None,  # torch.Generator, for reproducible draws
+) -> Tensor:  # (B,) int64 numbers of sites
+    "Draw numbers of sites from p(n given G), or from p(n) for a group that the data lack."
     counts = prior.sizes[G]
     is_known = counts.sum(1, keepdim=True) > 0
     counts = torch.where(is_known, counts, prior.sizes.sum(0))
     return torch.multinomial(counts, 1, generator=generator)[:, 0]
 
 # %% ../nbs/06_data.ipynb #06p00002
-N_NEIGHBOURS = 300  # crystals of the data that say what goes with a property
+N_NEIGHBOURS = 300  # crystals from which p(G, n | y) is estimated
 
 
 def condition_prior(
     prior: EmpiricalPrior,
     y: Tensor,  # (P,) properties asked for, NaN where any value will do
 ) -> EmpiricalPrior:  # with sizes in the proportions of p(G, n | y)
-    "Counts of the crystals nearest to a property, by nearest neighbours."
-    asked = y.isfinite()
-    if not asked.any() or not len(prior.examples):
+    """Replace the counts of all crystals by those of the crystals nearest to y.
+
+    Returns `prior` as it is if y asks for nothing or no example has the properties asked for."""
+    is_asked = y.isfinite()
+    if not is_asked.any() or not len(prior.examples):
         return prior
-    is_known = prior.examples[:, 2:][:, asked].isfinite().all(1)
-    examples = prior.examples[is_known]
+    values = prior.examples[:, 2:][:, is_asked]  # columns 0 and 1 hold G and n
+    is_known = values.isfinite().all(1)
+    examples, values = prior.examples[is_known], values[is_known]
     if not len(examples):
         return prior
-    values = examples[:, 2:][:, asked]
-    scale = values.std(0, correction=0).clamp(min=1e-12)
-    distance = ((values - y[asked]) / scale).norm(dim=1)
+    scale = values.std(0, correction=0).clamp(min=1e-12)  # a constant property has deviation 0
+    distance = ((values - y[is_asked]) / scale).norm(dim=1)
     farthest = distance.kthvalue(min(N_NEIGHBOURS, len(examples))).values
     G, n = examples[distance <= farthest, :2].long().T
     nearest = _size_histogram(G, n, prior.sizes.shape[1])

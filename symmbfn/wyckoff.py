@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIT', 'LETTERS', 'GENERIC', 'WyckoffTable', 'wyckoff_table', 'wyckoff_labels', 'general_position',
-           'symmetry_operations', 'apply_affine', 'lattice_neighbours', 'nearest_on_position', 'project_onto_position',
-           'orbit', 'representative', 'site_symmetry', 'letter_index', 'build_table']
+           'symmetry_operations', 'centring_translations', 'apply_affine', 'lattice_neighbours', 'nearest_on_position',
+           'project_onto_position', 'orbit', 'representative', 'site_symmetry', 'letter_index', 'build_table']
 
 # %% ../nbs/05_wyckoff.ipynb #5fe3a985
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .core import GROUPS, batch_index, wrap
 from .lattice import invariant_metric
 
 # %% ../nbs/05_wyckoff.ipynb #fdbadebf
-UNIT = 24  # the file holds the maps in units of 1/24
+UNIT = 24  # the file holds the maps as integers, in units of 1/24
 
 
 @dataclass(frozen=True)
@@ -29,44 +29,47 @@ class WyckoffTable:
     "All 1,731 Wyckoff positions, by group and letter: 'a' first, the general position last."
 
     G: Tensor  # (1731,) int64, space group
-    mult: Tensor  # (1731,) int64, points per conventional cell
+    mult: Tensor  # (1731,) int64, multiplicity: points per conventional cell
     letter: Tensor  # (1731,) int64, 0 is 'a', 26 is 'A'
-    dof: Tensor  # (1731,) int64, free parameters
-    S: Tensor  # (1731,15) int64, site symmetry of the first map
-    start: Tensor  # (1732,) int64, the maps of w are W[start[w]:start[w+1]]
+    dof: Tensor  # (1731,) int64, number of free parameters, 0 to 3
+    S: Tensor  # (1731,15) int64, site symmetry of the first map: an operation for each axis (04)
+    start: Tensor  # (1732,) int64, the maps of position w are W[start[w]:start[w+1]]
     W: Tensor  # (14433,3,4) affine maps, x = W[:, :, :3] u + W[:, :, 3]
     first: Tensor  # (232,) int64, the positions of G are first[G] to first[G+1] - 1
-    P: Tensor  # (1731,3,3) projector on the directions of the first map
-    Q: Tensor  # (1731,3,3) a step d leads away from the first map by the distance |Q d|
+    P: Tensor  # (1731,3,3) projector onto the directions in which the first map extends
+    Q: Tensor  # (1731,3,3) a step d from the first map ends at the distance |Q d| from it
     H: Tensor  # (1731,3,3) Q^T Q
     U: Tensor  # (1731,3,4) affine map from a point to the parameters of its projection
     V: Tensor  # (1731,3,3) metric of the parameters: the squared length of a step du is du V du
 
 # %% ../nbs/05_wyckoff.ipynb #72917b90
 def _stored() -> dict:
-    "The tensors of the file, integers as int64, maps as float64."
+    "Read the file of the package: integers as int64, maps W as float64 coordinates."
     tensors = load_file(str(files("symmbfn") / "wyckoff.safetensors"))
     W = tensors.pop("W").double() / UNIT
     return {name: v.long() for name, v in tensors.items()} | dict(W=W)
 
 
 def _least_squares(
-    W: Tensor,  # (M,3,4) first map of each position
-    M: Tensor,  # (M,3,3) metric
+    W: Tensor,  # (1731,3,4) first map of each position
+    M: Tensor,  # (1731,3,3) metric of each position's group
 ) -> dict:  # P, Q, H, U, V of `WyckoffTable`
-    "How points are projected onto the first maps."
-    A, t0 = W.split([3, 1], 2)
+    "Compute the matrices that project a point onto each first map, by the formulas above."
+    A, t0 = W.split([3, 1], 2)  # (1731,3,3), (1731,3,1)
     V = A.mT @ M @ A
-    inverse = torch.linalg.pinv(V, hermitian=True) @ A.mT @ M
+    # a pseudoinverse, since parameters that the map doesn't use make V singular
+    inverse = torch.linalg.pinv(V, hermitian=True) @ A.mT @ M  # takes x - t0 to u
     P = A @ inverse
-    Q = torch.linalg.cholesky(M).mT @ (torch.eye(3).to(P) - P)
+    root = torch.linalg.cholesky(M).mT  # |root d| is the length of d in the metric
+    Q = root @ (torch.eye(3).to(P) - P)
     U = torch.cat([inverse, -inverse @ t0], 2)
     return dict(P=P, Q=Q, H=Q.mT @ Q, U=U, V=V)
 
 
 @cache
 @torch.inference_mode(False)  # a table made in inference mode could not be used in training later
-def _table(device, dtype):
+def _table(device: str, dtype):
+    "Read the stored tensors and add what follows from them: `first`, P, Q, H, U and V."
     table = _stored()
     table["first"] = torch.searchsorted(table["G"], torch.arange(GROUPS + 2))
     first_map = table["W"][table["start"][:-1]]
@@ -78,9 +81,9 @@ def _table(device, dtype):
 
 def wyckoff_table(
     device="cpu",
-    dtype=torch.float64,  # of what isn't an index
+    dtype=torch.float64,  # of the tensors of real numbers; the others are int64 in any case
 ) -> WyckoffTable:
-    "The table that comes with the package, read once for each device and type."
+    "Load the table that comes with the package. It is read once for each device and type."
     return _table(str(device), dtype)
 
 # %% ../nbs/05_wyckoff.ipynb #11809324
@@ -88,42 +91,53 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzA"  # only group 47 needs the last
 
 
 def wyckoff_labels(
-    w: Tensor,  # (M,) positions
-) -> list:  # of str, such as '4a'
-    "Multiplicity and letter of each position."
+    w: Tensor,  # (M,) int64 Wyckoff positions, as rows of the table
+) -> list:  # of M str, such as '4a'
+    "Name each position by its multiplicity and letter."
     table, w = wyckoff_table(), w.cpu()
     letters = [LETTERS[i] for i in table.letter[w].tolist()]
-    return [f"{m}{letter}" for m, letter in zip(table.mult[w].tolist(), letters)]
+    return [f"{mult}{letter}" for mult, letter in zip(table.mult[w].tolist(), letters)]
 
 
 def general_position(
-    G: Tensor,  # (M,) space groups
-) -> Tensor:  # (M,)
-    "The general position of each group, its last."
+    G: Tensor,  # (M,) int64 space groups, 1 to 230
+) -> Tensor:  # (M,) int64, as rows of the table
+    "Find the general position of each group: the last one listed for the group."
     return wyckoff_table(G.device).first[G + 1] - 1
 
 
 def symmetry_operations(
-    G: int,  # space group
-) -> Tensor:  # (m,3,4) float64
-    "All symmetry operations of the conventional cell: the maps of the general position."
+    G: int,  # space group, 1 to 230
+) -> Tensor:  # (m,3,4) float64: matrix and translation of each, in fractional coordinates
+    "List the symmetry operations of the conventional cell: the maps of the general position."
     table = wyckoff_table()
     general = table.first[G + 1] - 1
     return table.W[table.start[general] : table.start[general + 1]]
 
+
+def centring_translations(
+    G: int,  # space group, 1 to 230
+) -> Tensor:  # (c,3) int64, in units of 1/6 of the cell's edges; 0 is among them
+    """List the translations that belong to the group, up to whole cells.
+
+    There are as many as there are primitive cells in the conventional cell, 1 to 4."""
+    W = symmetry_operations(G)
+    is_translation = (W[:, :, :3] == torch.eye(3)).all((1, 2))
+    return (W[is_translation, :, 3] * 6).round().long() % 6
+
 # %% ../nbs/05_wyckoff.ipynb #3bca6eeb
 def apply_affine(
-    W: Tensor,  # (M,3,4)
-    u: Tensor,  # (M,3)
+    W: Tensor,  # (M,3,4) affine maps
+    u: Tensor,  # (M,3) a point for each map
 ) -> Tensor:  # (M,3)
-    "W[:, :, :3] u + W[:, :, 3]"
+    "Apply each map to its point: the matrix W[:, :, :3] times u, plus W[:, :, 3]."
     return (W[:, :, :3] @ u[:, :, None])[:, :, 0] + W[:, :, 3]
 
 
 def lattice_neighbours(
-    like: Tensor,  # for its device and type
-) -> Tensor:  # (27,3)
-    "The translations to a cell itself and to the 26 around it."
+    like: Tensor,  # the result has the device and type of this tensor
+) -> Tensor:  # (27,3) of -1, 0 and 1
+    "List the translations from a cell to itself and to the 26 cells around it."
     return torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).to(like)
 
 # %% ../nbs/05_wyckoff.ipynb #b7aee78a
@@ -131,17 +145,20 @@ def nearest_on_position(
     x: Tensor,  # (M,3) fractional coordinates
     w: Tensor,  # (M,) Wyckoff positions
 ) -> tuple[Tensor, Tensor, Tensor]:  # (M,3) the translate of x; (M,3) parameters u; (M,) distance
-    """The translate of x that is nearest to the first map of w, the parameters of the nearest
-    point there, and its distance in units of `invariant_metric`."""
+    """Find the lattice translate of x that is nearest to the first map of w.
+
+    The point of the map nearest to this translate is given by its parameters u and by its
+    distance, measured in `invariant_metric` of the group."""
     table = wyckoff_table(x.device, x.dtype)
     t0, H = table.W[table.start[w], :, 3], table.H[w]
     d = x - t0
-    d = d - d.round()
+    d = d - d.round()  # each component is at most 1/2 now, as the rule of the text demands
     Hd = (H @ d[:, :, None])[:, :, 0]
+    # one more translation, along the axis with the largest gain, if that is positive
     gain, axis = (Hd.abs() - H.diagonal(dim1=1, dim2=2) / 2).max(1, keepdim=True)
     direction = torch.where(gain > 0, Hd.gather(1, axis).sign(), 0)
     d = d - direction * torch.eye(3).to(x)[axis[:, 0]]
-    near = d + t0
+    near = d + t0  # the translate of x
     distance = (table.Q[w] @ d[:, :, None])[:, :, 0].norm(dim=1)
     return near, apply_affine(table.U[w], near), distance
 
@@ -150,24 +167,24 @@ def project_onto_position(
     x: Tensor,  # (M,3) fractional coordinates
     w: Tensor,  # (M,) Wyckoff positions
 ) -> tuple[Tensor, Tensor]:  # (M,3) the nearest point, in [0,1); (M,3) the step from x to it
-    "The nearest point of the first map of w, over all lattice translations."
+    "Move each point to the nearest point of the first map of w or of a lattice translate of it."
     table = wyckoff_table(x.device, x.dtype)
     near, u, _ = nearest_on_position(x, w)
-    on = apply_affine(table.W[table.start[w]], u)
-    return wrap(on), on - near
+    projected = apply_affine(table.W[table.start[w]], u)
+    return wrap(projected), projected - near
 
 # %% ../nbs/05_wyckoff.ipynb #ab4b5034
 def orbit(
     x: Tensor,  # (M,3) points on the first maps, as `project_onto_position` returns them
     w: Tensor,  # (M,) Wyckoff positions
-) -> tuple[
-    Tensor, Tensor
-]:  # (A,3) all images in the conventional cell, in [0,1); (A,) index into M
-    "All the points of each orbit, in the order of the position's maps."
+) -> tuple[Tensor, Tensor]:  # (A,3) all images, in [0,1); (A,) point of which each is an image
+    """Copy each point to all places of its orbit in the conventional cell.
+
+    The images of a point follow each other, in the order of the position's maps."""
     table = wyckoff_table(x.device, x.dtype)
-    owner, i = batch_index(table.mult[w])
-    u = nearest_on_position(x, w)[1]
-    maps = table.W[table.start[w][owner] + i]
+    owner, number = batch_index(table.mult[w])  # point, and number of the map, for each image
+    _, u, _ = nearest_on_position(x, w)
+    maps = table.W[table.start[w][owner] + number]
     return wrap(apply_affine(maps, u[owner])), owner
 
 # %% ../nbs/05_wyckoff.ipynb #41aff567
@@ -175,7 +192,7 @@ GENERIC = 0.137, 0.211, 0.293  # parameters near no symmetry
 
 
 def _distance_to_generic(u, V):
-    "Distance of parameters (A,3) from GENERIC modulo whole numbers, in the metrics V (A,3,3)."
+    "Distance (A,) of parameters u (A,3) from GENERIC, modulo 1, in the metrics V (A,3,3)."
     d = u - u.new_tensor(GENERIC)
     d = (d - d.round())[:, None] - lattice_neighbours(u)  # (A,27,3)
     return torch.einsum("abi,aij,abj->ab", d, V, d).amin(1).sqrt()
@@ -183,50 +200,55 @@ def _distance_to_generic(u, V):
 
 def representative(
     points: Tensor,  # (A,3) all points of each orbit, exact to 1e-5
-    owner: Tensor,  # (A,) orbit of each, 0 to M-1
+    owner: Tensor,  # (A,) orbit of each point, 0 to M-1
     w: Tensor,  # (M,) Wyckoff position of each orbit
 ) -> Tensor:  # (M,3) one point of each orbit, on the first map of w, in [0,1)
-    """The point of the first map whose parameters are nearest to GENERIC.
+    """Choose the point of the first map whose parameters are nearest to GENERIC.
 
-    Of several equally near, the one with the smallest coordinates."""
+    If several are equally near, it is the one with the smallest coordinates."""
     table = wyckoff_table(points.device, points.dtype)
     position = w[owner]  # (A,)
-    _, u, residual = nearest_on_position(points, position)
-    on = wrap(apply_affine(table.W[table.start[position]], u))
-    criteria = [(residual, 1e-4), (_distance_to_generic(u, table.V[position]), 1e-5)]
-    criteria += [(wrap(on[:, i] + 1e-5), 1e-5) for i in range(3)]
+    _, u, distance = nearest_on_position(points, position)
+    projected = wrap(apply_affine(table.W[table.start[position]], u))
+    # values to be smallest, in order of importance, and differences that are only rounding errors
+    criteria = [(distance, 1e-4), (_distance_to_generic(u, table.V[position]), 1e-5)]
+    # 1e-5 is added so that 0 and 0.9999999, which mean the same, are close to each other
+    criteria += [(wrap(projected[:, i] + 1e-5), 1e-5) for i in range(3)]
     candidate = torch.ones_like(owner, dtype=torch.bool)
     for value, tolerance in criteria:  # of the candidates left, those with the smallest value stay
         value = torch.where(candidate, value, torch.inf)
         smallest = value.new_full((len(w),), torch.inf).scatter_reduce(0, owner, value, "amin")
         candidate &= value <= smallest[owner] + tolerance
-    return torch.zeros(len(w), 3).to(on).index_copy(0, owner[candidate], on[candidate])
+    # candidates of one orbit that are still left are the same point
+    chosen = torch.zeros(len(w), 3).to(projected)
+    return chosen.index_copy(0, owner[candidate], projected[candidate])
 
 # %% ../nbs/05_wyckoff.ipynb #31f8fa2c
 def site_symmetry(
-    wp,  # PyXtal's Wyckoff_position
-) -> list:  # 15 operations, 0 to 12
-    "PyXtal's encoding of the site symmetry of the first map, hexagonal [100] in its own row."
-    site = wp.get_site_symmetry_object(0)
+    wp,  # pyxtal.symmetry.Wyckoff_position
+) -> list:  # 15 int: the operation on each axis, 0 to 12, as in notebook 04
+    "Encode the site symmetry of a position's first map by PyXtal, hexagonal [100] in its own row."
+    site = wp.get_site_symmetry_object(0)  # of map 0, the first
     if wp.lattice_type in ("hexagonal", "trigonal"):
         for operation in site.opas:
             axis = operation.axis
             if axis is not None and np.allclose(np.abs(axis), [1, 0, 0]):
-                operation.axis = np.array([2, -1, 0])
+                operation.axis = np.array([2, -1, 0])  # the plane across [100]
     return site.to_one_hot().argmax(1).tolist()
 
 # %% ../nbs/05_wyckoff.ipynb #0d02dcf8
 def letter_index(
     letter: str,  # 'a' to 'z', or 'A'
 ) -> int:
-    "0 for 'a', 26 for 'A'."
+    "The number of a position's letter: 0 for 'a', 26 for 'A'."
     return LETTERS.index(letter)
 
 
-def build_table() -> tuple[dict, dict]:  # name -> tensor; the oriented site symmetry symbols
-    """PyXtal's Wyckoff positions as `WyckoffTable` documents them.
+def build_table() -> tuple[dict, dict]:  # name -> tensor; {'symbol': site symmetry of each w}
+    """Make the stored part of `WyckoffTable` from PyXtal: G, mult, letter, dof, S, start and W.
 
-    Raises ValueError if an entry of a map is no multiple of 1/24."""
+    The symbols are those of the International Tables, such as 'm-3m'. Raises ValueError if an
+    entry of a map is no multiple of 1/24."""
     from pyxtal.symmetry import Group
 
     positions = []
@@ -238,6 +260,7 @@ def build_table() -> tuple[dict, dict]:  # name -> tensor; the oriented site sym
         raise ValueError(f"A map is not made of multiples of 1/{UNIT}: choose another UNIT.")
 
     def column(value):
+        "One small integer for each position: value(position)."
         return torch.tensor([value(wp) for wp in positions], dtype=torch.uint8)
 
     tensors = dict(
