@@ -7,7 +7,6 @@ _public = {
     "load": "model",
     "generate": "generation",
     "evaluate": "evaluation",
-    "train": "train",
 }
 
 

@@ -99,7 +99,7 @@ def test_training_loads_torch_numpy_and_safetensors_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["encode", "decode", "load_data", "load", "generate", "evaluate", "train"]
+    "name", ["encode", "decode", "load_data", "load", "generate", "evaluate"]
 )
 def test_public_name_is_there(name):
     code = f"import symmbfn; assert callable(symmbfn.{name}) and '{name}' in dir(symmbfn)"
