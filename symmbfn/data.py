@@ -280,14 +280,14 @@ def load_mp20() -> dict:  # 'train', 'val' and 'test' -> Dataset
 
 # %% ../nbs/06_data.ipynb #f24d7730
 class EmpiricalPrior(NamedTuple):
-    "What a data set says of crystals of which nothing is known."
+    "Counts in a data set, from which sampling draws what the network does not predict."
 
-    sizes: Tensor  # (231, nmax+1) float64: crystals with space group G and n sites
-    positions: Tensor  # (1731,) float64: sites on each Wyckoff position
-    # (M,2+P) float32: space group, number of sites and properties of each crystal; M = 0 for data
-    # without properties
+    sizes: Tensor  # (231,nmax+1) float64: how many crystals have space group G and n sites
+    positions: Tensor  # (1731,) float64: how many sites are on each Wyckoff position
+    # (M,2+P) float32, a row for each crystal: space group, number of sites, P properties (NaN where
+    # unknown); no rows if the data has no properties
     examples: Tensor = torch.zeros(0, 2)
-    # int64: atoms in the largest primitive cell; 20 as in MP-20 for files that do not have it
+    # int64 scalar: atoms in the largest primitive cell; older files lack it and get MP-20's 20
     max_atoms: Tensor = torch.tensor(20)
 
 
@@ -343,7 +343,7 @@ def sample_sizes(
     G: Tensor,  # (B,) space groups
     generator=None,  # torch.Generator, for reproducible draws
 ) -> Tensor:  # (B,) int64 numbers of sites
-    "Draw numbers of sites from p(n given G), or from p(n) for a group that the data lack."
+    "Draw numbers of sites from p(n given G), or from p(n) for a group that the data lacks."
     counts = prior.sizes[G]
     is_known = counts.sum(1, keepdim=True) > 0
     counts = torch.where(is_known, counts, prior.sizes.sum(0))
