@@ -17,17 +17,17 @@ def sender(
     alpha,  # accuracy > 0, broadcast against x
     noise: Tensor,  # (...) standard normal
 ) -> Tensor:  # (...) the message
-    "A noisy look at the datum, y ~ N(x, 1/alpha), equation 3."
+    "Make a noisy copy of the datum, y ~ N(x, 1/alpha), equation 3."
     return x + noise * alpha**-0.5
 
 # %% ../nbs/01_continuous.ipynb #d6a9e54f
 def bayesian_update(
     mu: Tensor,  # (...) mean of the belief
-    rho,  # its precision, broadcast against mu
-    y: Tensor,  # (...) message
-    alpha,  # its accuracy, broadcast against mu
-) -> tuple:  # mean and precision after the message
-    "Bayes' rule for a Gaussian belief and a Gaussian message, equation 9."
+    rho,  # precision of the belief, broadcast against mu
+    y: Tensor,  # (...) the message
+    alpha,  # accuracy of the message, broadcast against mu
+) -> tuple:  # (...) mean and (...) precision of the belief after the message
+    "Update a Gaussian belief by a Gaussian message with Bayes' rule, equation 9."
     return (mu * rho + y * alpha) / (rho + alpha), rho + alpha
 
 # %% ../nbs/01_continuous.ipynb #4c383cde
@@ -35,7 +35,7 @@ def beta(
     t: Tensor,  # time in [0,1]
     sigma1: float,  # standard deviation of the belief at t = 1
 ) -> Tensor:  # 0 at t = 0
-    "Accuracy received until t, sigma1^(-2t) - 1."
+    "Compute the accuracy received until t, sigma1^(-2t) - 1."
     return torch.expm1(-2 * math.log(sigma1) * t)
 
 
@@ -43,7 +43,7 @@ def gamma(
     t: Tensor,  # time in [0,1]
     sigma1: float,  # standard deviation of the belief at t = 1
 ) -> Tensor:  # 0 at t = 0
-    "Weight of the datum in the mean of the belief, beta/(1 + beta) = 1 - sigma1^(2t)."
+    "Compute the weight of the datum in the belief's mean, beta/(1 + beta) = 1 - sigma1^(2t)."
     return -torch.expm1(2 * math.log(sigma1) * t)
 
 
@@ -51,8 +51,8 @@ def alpha(
     i,  # step 1 to n, int or tensor
     n: int,  # number of steps
     sigma1: float,  # standard deviation of the belief at t = 1
-):  # like i
-    "Accuracy of the message of step i, beta(i/n) - beta((i-1)/n)."
+):  # float or tensor, as i
+    "Compute the accuracy of the message of step i, beta(i/n) - beta((i-1)/n)."
     return sigma1 ** (-2 * i / n) * -math.expm1(2 * math.log(sigma1) / n)
 
 # %% ../nbs/01_continuous.ipynb #a1c17c93
@@ -62,7 +62,7 @@ def flow(
     sigma1: float,  # standard deviation of the belief at t = 1
     noise: Tensor,  # (...) standard normal
 ) -> Tensor:  # (...) mean of the belief at t; 0 at t = 0
-    "A sample of the Bayesian flow distribution, equation 12."
+    "Sample the belief at t without the messages before: the Bayesian flow, equation 12."
     g = gamma(t, sigma1)
     return g * x + (g * (1 - g)).sqrt() * noise
 
@@ -72,26 +72,26 @@ def datum(
     t: Tensor,  # time in (0,1], broadcast against mu
     eps_hat: Tensor,  # (...) estimate of the noise in mu
     sigma1: float,  # standard deviation of the belief at t = 1
-) -> Tensor:  # (...) x_hat; nan at t = 0, where mu holds nothing of the datum
-    "The datum that belongs to an estimate of the noise, equation 14."
+) -> Tensor:  # (...) x_hat; nan at t = 0, where mu says nothing about the datum
+    "Compute the datum that belongs to an estimate of the noise, equation 14."
     g = gamma(t, sigma1)
     return mu / g - ((1 - g) / g).sqrt() * eps_hat
 
 # %% ../nbs/01_continuous.ipynb #8e773e57
 def loss(
-    x_minus_x_hat: Tensor,  # (...) difference of datum and guess
-    t: Tensor,  # time in [0,1], broadcast against it
+    x_minus_x_hat: Tensor,  # (...) datum minus the guess
+    t: Tensor,  # time in [0,1], broadcast against x_minus_x_hat
     sigma1: float,  # standard deviation of the belief at t = 1
 ) -> Tensor:  # (...) nats
-    "The continuous-time loss before its mean over t and beliefs is taken, equation 15."
+    "Compute the continuous-time loss, equation 15, before the mean over t and beliefs is taken."
     return -math.log(sigma1) * sigma1 ** (-2 * t) * x_minus_x_hat**2
 
 
 def loss_n(
     x_minus_x_hat: Tensor,  # (...) datum minus the guess made before step i, at t = (i-1)/n
-    i,  # step 1 to n, broadcast against it
+    i,  # step 1 to n, int or tensor, broadcast against x_minus_x_hat
     n: int,  # number of steps
     sigma1: float,  # standard deviation of the belief at t = 1
 ) -> Tensor:  # (...) nats
-    "The loss of step i times n: its mean over i, uniform in 1..n, is the loss of all n steps."
+    "Compute n times the loss of step i. The mean over i = 1..n is the loss of all n steps."
     return n * alpha(i, n, sigma1) / 2 * x_minus_x_hat**2

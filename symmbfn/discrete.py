@@ -13,22 +13,24 @@ from torch import Tensor
 def one_hot(
     c: Tensor,  # (...) int64, class 0 to K-1
     K: int,  # number of classes
-    dtype=torch.float32,
+    dtype=torch.float32,  # type of the result
 ) -> Tensor:  # (...,K)
-    "1 at the class, 0 elsewhere. Raises RuntimeError for a class beyond the last."
+    """Encode classes as vectors that are 1 at the class and 0 elsewhere.
+
+    Raises RuntimeError for a class that isn't 0 to K-1."""
     return torch.nn.functional.one_hot(c, K).to(dtype)
 
 # %% ../nbs/02_discrete.ipynb #aac20210
 def sample_class(
-    p: Tensor,  # (...,K) probabilities, or weights
-    uniform: Tensor,  # (...) uniform in [0,1)
+    p: Tensor,  # (...,K) probabilities, or weights with any sum
+    uniform: Tensor,  # (...) random numbers, uniform in [0,1)
 ) -> Tensor:  # (...) int64, class 0 to K-1
-    """The class at which the cumulated probability passes `uniform`.
+    """Draw a class: the one at which the cumulative probability passes `uniform`.
 
-    It never is a class of probability 0, unless all probabilities are 0 or nan."""
+    A class of probability 0 is never drawn, unless all probabilities are 0 or nan."""
     cdf = p.double().cumsum(-1)  # in float32 a number just below 1 could round up to the total
-    passed = cdf > uniform[..., None] * cdf[..., -1:]
-    return (passed & (p > 0)).to(torch.uint8).argmax(-1)
+    passed = cdf > uniform[..., None] * cdf[..., -1:]  # scaled by the sum, which need not be 1
+    return (passed & (p > 0)).to(torch.uint8).argmax(-1)  # the first class that qualifies
 
 # %% ../nbs/02_discrete.ipynb #1e06aca0
 def sender(
@@ -36,16 +38,16 @@ def sender(
     alpha,  # accuracy >= 0, broadcast against e
     noise: Tensor,  # (...,K) standard normal
 ) -> Tensor:  # (...,K) the message: log-evidence for each class
-    "A noisy look at the class, y ~ N(alpha(K e - 1), alpha K), equation 16."
+    "Make a noisy message about the class, y ~ N(alpha(K e - 1), alpha K), equation 16."
     K = e.shape[-1]
     return alpha * (K * e - 1) + (alpha * K) ** 0.5 * noise
 
 # %% ../nbs/02_discrete.ipynb #a828d25b
 def bayesian_update(
     theta: Tensor,  # (...,K) probabilities
-    y: Tensor,  # (...,K) message; its accuracy is in its size
+    y: Tensor,  # (...,K) message; the greater its accuracy, the larger its entries
 ) -> Tensor:  # (...,K) probabilities after the message
-    "Bayes' rule for a categorical belief, softmax(log theta + y), in equation 17."
+    "Update a belief about classes with Bayes' rule, softmax(log theta + y), equation 17."
     return torch.softmax(theta.log() + y, -1)
 
 # %% ../nbs/02_discrete.ipynb #16935d3f
@@ -53,7 +55,7 @@ def beta(
     t: Tensor,  # time in [0,1]
     beta1: float,  # accuracy received until t = 1
 ) -> Tensor:  # 0 at t = 0
-    "Accuracy received until t, beta1 t^2."
+    "Compute the accuracy received until t, beta1 t^2."
     return beta1 * t**2
 
 
@@ -61,8 +63,8 @@ def alpha(
     i,  # step 1 to n, int or tensor
     n: int,  # number of steps
     beta1: float,  # accuracy received until t = 1
-):  # like i
-    "Accuracy of the message of step i, beta(i/n) - beta((i-1)/n)."
+):  # float or tensor, as i
+    "Compute the accuracy of the message of step i, beta(i/n) - beta((i-1)/n)."
     return beta1 * (2 * i - 1) / n**2
 
 
@@ -71,30 +73,32 @@ def flow(
     t: Tensor,  # time in [0,1], broadcast against e
     beta1: float,  # accuracy received until t = 1
     noise: Tensor,  # (...,K) standard normal
-) -> Tensor:  # (...,K) belief at t; uniform at t = 0
-    "A sample of the Bayesian flow distribution, equation 18."
+) -> Tensor:  # (...,K) belief at t: probabilities, uniform at t = 0
+    "Sample the belief at t without the messages before: the Bayesian flow, equation 18."
     return torch.softmax(sender(e, beta(t, beta1), noise), -1)
 
 # %% ../nbs/02_discrete.ipynb #c71f9e61
 def loss(
-    e_minus_p_hat: Tensor,  # (...,K) difference of one-hot datum and predicted probabilities
-    t: Tensor,  # time in [0,1], broadcast against it
+    e_minus_p_hat: Tensor,  # (...,K) one-hot datum minus predicted probabilities
+    t: Tensor,  # time in [0,1], broadcast against e_minus_p_hat
     beta1: float,  # accuracy received until t = 1
 ) -> Tensor:  # (...) nats
-    "The continuous-time loss before its mean over t and beliefs is taken, equations 21 and 23."
-    return (e_minus_p_hat.shape[-1] * beta1 * t * e_minus_p_hat**2).sum(-1)
+    """Compute the continuous-time loss, equations 21 and 23, before the mean over t and beliefs
+    is taken."""
+    K = e_minus_p_hat.shape[-1]
+    return (K * beta1 * t * e_minus_p_hat**2).sum(-1)
 
 
 def loss_n(
     e: Tensor,  # (...,K) the datum, one-hot
     p_hat: Tensor,  # (...,K) probabilities predicted before step i, at t = (i-1)/n
-    i,  # step 1 to n, broadcast against e
+    i,  # step 1 to n, int or tensor, broadcast against e
     n: int,  # number of steps
     beta1: float,  # accuracy received until t = 1
     noise: Tensor,  # (...,K) standard normal, for the message
 ) -> Tensor:  # (...) nats
-    """The loss of step i times n, estimated by one message.
+    """Estimate n times the loss of step i from one message.
 
-    Its mean over messages and over i in 1..n is the loss of all n steps."""
+    The mean over messages and over i = 1..n is the loss of all n steps."""
     y = sender(e, alpha(i, n, beta1), noise)
     return n * ((e * y).sum(-1) - torch.logsumexp(p_hat.log() + y, -1))

@@ -85,29 +85,33 @@ def _cheapest_path(
     going: Tensor,  # (B,) bool: crystals that have a site i
 ) -> tuple[Tensor, Tensor]:  # (B,) last position of the path; (B,M) position before each, -1: none
     "Find, in each crystal, the cheapest path along which sites move over to make room for site i."
-    row = torch.arange(len(going), device=going.device)
+    crystal = torch.arange(len(going), device=going.device)
     least = torch.full_like(m.v, torch.inf)  # cost of the cheapest path to each position
     before = torch.full_like(m.holder, -1)  # the position before it on that path
     passed = torch.zeros_like(m.once)  # positions whose site would move over
     moving = torch.zeros_like(m.choice, dtype=torch.bool)  # those sites
     moving[:, i] = True
-    site = torch.full_like(row, i)  # the site that has to move next
-    end = torch.full_like(row, -1)  # last position of the path; -1: the path is empty
-    while going.any():  # lengthen the path of each crystal by the cheapest position
-        reduced_cost = m.cost[row, site] - m.u[row, site][:, None] - m.v
+    site = torch.full_like(crystal, i)  # the site that has to move next
+    end = torch.full_like(crystal, -1)  # last position of the path; -1: the path is empty
+    while going.any():
+        # what it costs that the site moves to each position, (B,M)
+        reduced_cost = m.cost[crystal, site] - m.u[crystal, site][:, None] - m.v
         better = (reduced_cost < least) & ~passed & going[:, None]
         least = torch.where(better, reduced_cost, least)
         before = torch.where(better, end[:, None], before)
+        # lengthen the path by the position that is cheapest to reach
         step, nearest = torch.where(passed, torch.inf, least).min(1)
         step = torch.where(going, step, 0)[:, None]
         end = torch.where(going, nearest, end)
+        # change the prices by the cost of the step, so that no reduced cost is ever negative
         m.u = torch.where(moving, m.u + step, m.u)
         m.v = torch.where(passed, m.v - step, m.v)
         least = torch.where(passed, least, least - step)
-        going = going & m.once[row, end] & (m.holder[row, end] >= 0)
-        passed[row[going], end[going]] = True
-        site = torch.where(going, m.holder[row, end], site)
-        moving[row[going], site[going]] = True
+        # the path goes on if a site holds the position alone: that site has to move next
+        going = going & m.once[crystal, end] & (m.holder[crystal, end] >= 0)
+        passed[crystal[going], end[going]] = True
+        site = torch.where(going, m.holder[crystal, end], site)
+        moving[crystal[going], site[going]] = True
     return end, before
 
 
@@ -116,16 +120,16 @@ def _move_over(
     i: int,  # the site that is added
     going: Tensor,  # (B,) bool: crystals that have a site i
     *,
-    end: Tensor,  # (B,) and
-    before: Tensor,  # (B,M), from `_cheapest_path`
+    end: Tensor,  # (B,) from `_cheapest_path`
+    before: Tensor,  # (B,M) from `_cheapest_path`
 ):
     "Walk each path back from its end: every site on it takes the next position, site i the first."
-    row = torch.arange(len(going), device=going.device)
+    crystal = torch.arange(len(going), device=going.device)
     while going.any():
-        previous = before[row, end]
-        mover = torch.where(previous < 0, i, m.holder[row, previous])
-        m.holder[row[going], end[going]] = mover[going]
-        m.choice[row[going], mover[going]] = end[going]
+        previous = before[crystal, end]  # position from which the next site comes; -1: site i
+        mover = torch.where(previous < 0, i, m.holder[crystal, previous])
+        m.holder[crystal[going], end[going]] = mover[going]
+        m.choice[crystal[going], mover[going]] = end[going]
         going = going & (previous >= 0)
         end = torch.where(going, previous, end)
 
@@ -317,8 +321,8 @@ TRIES = 6  # rounds in which sites that are too near to each other look for othe
 
 
 def _sites_to_move(
-    i: Tensor,  # (Q,) and
-    j: Tensor,  # (Q,), the sites of each close pair
+    i: Tensor,  # (Q,) one site of each close pair
+    j: Tensor,  # (Q,) the other site
     loss: Tensor,  # (N,) score that each site loses by moving; inf: it has no other position
 ) -> Tensor:  # sites, each once, ascending
     "Choose from each pair the site that loses less, if it has another position at all."
