@@ -40,10 +40,24 @@ def code_cells(page):
     return [cell for cell in page.cells if cell.cell_type == "code"]
 
 
+def skeleton(node):
+    "A syntax tree as nested tuples, without positions, docstrings and whatever is empty."
+    if isinstance(node, list):
+        return tuple(skeleton(v) for v in node if not is_docstring(v))
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, v) for name, v in ast.iter_fields(node) if v not in (None, [])]
+    return type(node).__name__, tuple((name, skeleton(v)) for name, v in fields)
+
+
+def is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
+
+
 def source_digest(page) -> str:
-    "Of the code of all cells, white space aside."
-    code = "\n".join("".join(cell.source.split()) for cell in code_cells(page))
-    return digest(code.encode())
+    "Of the code of all cells: layout, comments and docstrings don't count."
+    code = [skeleton(ast.parse(cell.source)) for cell in code_cells(page)]
+    return digest(repr(code).encode())
 
 
 def outputs_digest(page) -> str:

@@ -55,8 +55,12 @@ def test_a_page_is_recorded_and_every_change_is_noticed(page):
     assert edited(page, "# Small", "# Tiny") == []
 
 
-def test_white_space_and_the_header_of_the_weights_do_not_count(page):
-    assert edited(page, "print(n * word)", "print(n  *  word)") == []
-    assert pages.given_parameters("papermill a b -p steps 5,10 -p lr 1e-3 -p n 7") == dict(
-        steps="5,10", lr=1e-3, n=7
-    )
+def test_layout_comments_and_docstrings_do_not_count(page):
+    assert edited(page, "print(n * word)", "print((n)  *  word)  # twice") == []
+    (line,) = edited(page, "print(n * word)", "print(n * (word + word))")
+    assert "code of 98_small has changed" in line
+
+
+def test_parameters_of_a_command_have_their_types():
+    given = pages.given_parameters("papermill a b -p steps 5,10 -p lr 1e-3 -p n 7")
+    assert given == dict(steps="5,10", lr=1e-3, n=7)
