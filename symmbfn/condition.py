@@ -165,8 +165,8 @@ _UNLIMITED = 1000  # sites that a position with free coordinates can hold: more 
 def _positions(G: int) -> tuple[list, list]:
     "Multiplicity of each position of G, and whether it is a set of fixed points; 'a' is first."
     table = wyckoff_table()
-    own = slice(table.first[G], table.first[G + 1])
-    return table.mult[own].tolist(), (table.dof[own] == 0).tolist()
+    rows = slice(table.first[G], table.first[G + 1])  # of the group
+    return table.mult[rows].tolist(), (table.dof[rows] == 0).tolist()
 
 
 @cache
@@ -299,12 +299,12 @@ def _formula_units(
     "List the numbers of formula units that the primitive cell may hold."
     per_unit = sum(request.formula.values())  # atoms in a formula unit
     if request.units and request.atoms and request.units * per_unit != request.atoms:
-        return []
+        return []  # the two numbers contradict each other
     if request.units:
         return [request.units]
     if request.atoms:
         return [request.atoms // per_unit] if request.atoms % per_unit == 0 else []
-    return range(1, max(1, max_atoms // per_unit) + 1)
+    return range(1, max(1, max_atoms // per_unit) + 1)  # one unit is allowed in any case
 
 
 def _atoms_to_place(
@@ -407,7 +407,8 @@ def assignment_probabilities(
     The probabilities add up to that of the composition, given G and the number of sites."""
     table = wyckoff_table()
     counts = prior.positions[table.first[G] : table.first[G + 1]] + 0.5
-    by_letter, by_mult = (counts / counts.sum()).tolist(), Counter()
+    by_letter = (counts / counts.sum()).tolist()
+    by_mult = Counter()
     for mult, p in zip(_positions(G)[0], by_letter):
         by_mult[mult] += p
     log_p = [_log_probability(way, by_letter, by_mult) for way in ways]
@@ -452,7 +453,7 @@ def _free_options(request: Request, prior: EmpiricalPrior) -> list:  # of _Optio
         sizes = [len(request.given)] if missing <= open_sites else []
     else:
         least = max(1, len(request.given) + missing)
-        most = max(prior.sizes.shape[1] - 1, request.sites)
+        most = max(prior.sizes.shape[1] - 1, request.sites)  # as in the data, or as asked for
         sizes = range(least, most + 1)
     sizes = [n for n in sizes if request.sites in (0, n)]
     return [_Option(G, n) for G in request.groups for n in sizes]

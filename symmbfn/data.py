@@ -104,7 +104,8 @@ class Dataset:
             if name in self.text_columns:
                 value = self.text_columns[name]
                 raise ValueError(
-                    f"{name} is no property, since {value!r} is not a number: correct the data."
+                    f"{name} is no property, since {value!r} is not a number: "
+                    "correct that value, or leave this property out."
                 )
             if name not in self.properties:
                 there = ", ".join(self.properties) or "none"
@@ -181,8 +182,8 @@ def wyckoff_positions(
 ) -> Tensor:  # (N,) int64
     """Find the Wyckoff position of each site.
 
-    Of the positions of the site's group whose site symmetry agrees with the site's on most axes,
-    it is the nearest."""
+    It is the nearest of those positions of the group whose site symmetry agrees with that of the
+    site on the most axes."""
     table = wyckoff_table(c.G.device, c.x.dtype)
     first = table.first[c.G][c.b]
     # all pairs of a site and a position of its group: site, number of the position, position
@@ -248,14 +249,17 @@ def pack_dataset(
     prefixes = [i.rstrip("0123456789") for i in data.ids]
     unknown = set(prefixes) - set(ID_PREFIXES)
     if unknown:
-        raise ValueError(f"Identifiers begin with {sorted(unknown)}: give those of MP-20.")
+        raise ValueError(
+            f"Some identifiers begin with {sorted(unknown)}: "
+            f"give those of the Materials Project, which begin with {' or '.join(ID_PREFIXES)}."
+        )
     numbers = [int(i.removeprefix(p)) for i, p in zip(data.ids, prefixes)]
-    names = {
+    ids = {
         "id": torch.tensor(numbers, dtype=torch.int32),
         "id_prefix": torch.tensor([ID_PREFIXES.index(p) for p in prefixes], dtype=torch.uint8),
     }
     properties = {f"property.{name}": y for name, y in data.properties.items()}
-    return pack_crystals(data.crystals) | names | properties
+    return pack_crystals(data.crystals) | ids | properties
 
 
 def unpack_dataset(
@@ -273,8 +277,8 @@ def load_mp20() -> dict:  # 'train', 'val' and 'test' -> Dataset
     Properties: formation_energy_per_atom and e_above_hull (eV/atom), band_gap (eV)."""
     tensors, about = load_tensors(files("symmbfn") / "mp20.safetensors")
     data = unpack_dataset(tensors)  # all splits, one after the other
-    sizes = list(about["splits"].values())
-    ends = torch.tensor(sizes).cumsum(0).tolist()
+    lengths = list(about["splits"].values())
+    ends = torch.tensor(lengths).cumsum(0).tolist()
     starts = [0, *ends[:-1]]
     return {split: data[start:end] for split, start, end in zip(about["splits"], starts, ends)}
 
