@@ -387,7 +387,7 @@ def _log_probability(
     by_letter: list,  # probability of each position of the group, 'a' first
     by_mult: dict,  # multiplicity -> probability of all positions that have it
 ) -> float:
-    "Logarithm of the probability of one way, by the formula of the text."
+    "Compute the logarithm of the probability of one way, by the formula of the text."
     kinds = Counter((site.element, site.letter, site.mult) for site in way)
     total = math.lgamma(len(way) + 1)
     for (_, letter, mult), sites in kinds.items():
