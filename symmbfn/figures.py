@@ -595,7 +595,7 @@ class Histogram:
 
 HISTOGRAMS = {
     "density": Histogram("Density", "g/cm³", whole=False),
-    "elements": Histogram("Number of elements", "different elements", whole=True),
+    "elements": Histogram("Elements", "different elements", whole=True),
     "sites": Histogram("Sites", "sites in the asymmetric unit", whole=True),
     "atoms": Histogram("Atoms", "atoms in the primitive cell", whole=True),
 }
