@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['UNIT', 'LETTERS', 'GENERIC', 'WyckoffTable', 'wyckoff_table', 'wyckoff_labels', 'general_position',
            'symmetry_operations', 'centring_translations', 'apply_affine', 'lattice_neighbours', 'nearest_on_position',
-           'project_onto_position', 'orbit', 'representative', 'site_symmetry', 'letter_index', 'build_table']
+           'project_onto_position', 'orbit', 'representative']
 
 # %% ../nbs/05_wyckoff.ipynb #5fe3a985
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -222,55 +221,3 @@ def representative(
     # candidates of one orbit that are still left are the same point
     chosen = torch.zeros(len(w), 3).to(projected)
     return chosen.index_copy(0, owner[candidate], projected[candidate])
-
-# %% ../nbs/05_wyckoff.ipynb #31f8fa2c
-def site_symmetry(
-    wp,  # pyxtal.symmetry.Wyckoff_position
-) -> list:  # 15 int: the operation on each axis, 0 to 12, as in notebook 04
-    "Encode the site symmetry of a position's first map by PyXtal, hexagonal [100] in its own row."
-    site = wp.get_site_symmetry_object(0)  # of map 0, the first
-    if wp.lattice_type in ("hexagonal", "trigonal"):
-        for operation in site.opas:
-            axis = operation.axis
-            if axis is not None and np.allclose(np.abs(axis), [1, 0, 0]):
-                operation.axis = np.array([2, -1, 0])  # the plane across [100]
-    return site.to_one_hot().argmax(1).tolist()
-
-# %% ../nbs/05_wyckoff.ipynb #0d02dcf8
-def letter_index(
-    letter: str,  # 'a' to 'z', or 'A'
-) -> int:
-    "The number of a position's letter: 0 for 'a', 26 for 'A'."
-    return LETTERS.index(letter)
-
-
-def build_table() -> tuple[dict, dict]:  # name -> tensor; {'symbol': site symmetry of each w}
-    """Make the stored part of `WyckoffTable` from PyXtal: G, mult, letter, dof, S, start and W.
-
-    The symbols are those of the International Tables, such as 'm-3m'. Raises ValueError if an
-    entry of a map is no multiple of 1/24."""
-    from pyxtal.symmetry import Group
-
-    positions = []
-    for G in range(1, GROUPS + 1):
-        positions += reversed(list(Group(G)))  # PyXtal lists the general position first
-    maps = [np.array([op.affine_matrix[:3] for op in wp.ops]) for wp in positions]
-    W = np.concatenate(maps) * UNIT
-    if np.abs(W - W.round()).max() > 1e-9:
-        raise ValueError(f"A map is not made of multiples of 1/{UNIT}: choose another UNIT.")
-
-    def column(value):
-        "One small integer for each position: value(position)."
-        return torch.tensor([value(wp) for wp in positions], dtype=torch.uint8)
-
-    tensors = dict(
-        G=column(lambda wp: wp.number),
-        mult=column(lambda wp: wp.multiplicity),
-        letter=column(lambda wp: letter_index(wp.letter)),
-        dof=column(lambda wp: int(wp.get_dof())),
-        S=column(site_symmetry),
-        start=torch.tensor([0] + [len(m) for m in maps]).cumsum(0).to(torch.int16),
-        W=torch.tensor(W.round()).to(torch.int8),
-    )
-    symbols = [wp.get_site_symmetry_object(0).name for wp in positions]
-    return tensors, dict(symbol=symbols)

@@ -75,7 +75,7 @@ def test_the_base_install_has_what_the_modules_import():
     settings = (ROOT / "settings.ini").read_text()
     base = settings.split("\nrequirements =")[1].split("\nnotebooks_requirements =")[0]
     for module in set(NUMBERS) - {"figures"}:
-        for package in packages_imported(module) - {"triton", "monty", "pyxtal"}:
+        for package in packages_imported(module) - {"triton", "monty"}:
             assert f"    {package}" in base, f"{module} imports {package}"
 
 
