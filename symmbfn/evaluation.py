@@ -863,7 +863,10 @@ def relax_crystals(
     "Relax crystals and compare their energies with the hull."
     if not plan.n:
         return [], []
-    results = compute(plan.stage, sources[: plan.n])
+    # the largest first, so that at the end no worker is left alone with one of them
+    order = sorted(range(plan.n), key=lambda i: measured[i].get("atoms", 0), reverse=True)
+    found = dict(zip(order, compute(plan.stage, [sources[i] for i in order])))
+    results = [found[i] for i in range(plan.n)]
     stability = [
         energy_above_hull(row, result, plan.hull, plan.potential.name)
         for row, result in zip(measured, results)
