@@ -311,8 +311,9 @@ def close_contacts(
             near &= atom != other  # an atom is no contact of itself
         close |= near
     # the columns of the inverse are normals of lattice planes, of length 1/(distance of planes)
-    plane_distance = 1 / torch.linalg.inv(cells.L).norm(dim=1).amax(1)
-    flat = plane_distance <= min_distance * 2 / 3
+    normals = torch.linalg.inv_ex(cells.L).inverse  # nan where a cell has no volume
+    plane_distance = 1 / normals.norm(dim=1).amax(1)
+    flat = ~(plane_distance > min_distance * 2 / 3)  # so written, nan is flat
     close |= flat[c.b[site]] & (atom == other)
     return site[close], cells.site[other[close]]
 
