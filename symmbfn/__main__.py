@@ -1,8 +1,8 @@
 """The command line: `symmbfn COMMAND`, or `python -m symmbfn COMMAND`.
 
-Exit codes: 0 done; 1 failed while running; 2 wrong usage, or a request that is refused. An error
-is one sentence on stderr. Everything heavy is imported inside the commands, so that help comes at
-once. The options are the parameters of the Python functions, with dashes for underscores.
+Exit codes: 0, done; 1, failed while running; 2, wrong usage or a request that is refused. An error
+is one line on stderr. Everything heavy is imported inside the commands, so that help comes at once.
+The options are the parameters of the Python functions, with dashes for underscores.
 """
 
 import gzip
@@ -15,20 +15,28 @@ import click
 from symmbfn import __version__
 
 
-def refused(error):
-    "The error as one line, with exit code 2."
+def refused(
+    error,  # exception of a request that makes no sense
+):  # exception that click prints as "Error: ..."
+    "Put the error into one line, to end with exit code 2."
     exception = click.ClickException(" ".join(str(error).split()))
     exception.exit_code = 2
     return exception
 
 
-def failed(error):
-    "The error as one line, with exit code 1."
+def failed(
+    error,  # exception that came up during the work
+):  # exception that click prints as "Error: ..."
+    "Put the error into one line, to end with exit code 1."
+    # some exceptions have no text, so their type must do
     return click.ClickException(" ".join(str(error).split()) or type(error).__name__)
 
 
 class Commands(click.Group):
-    "Commands whose errors are sentences, without a traceback."
+    """Commands that end with one line and an exit code in case of an error, without a traceback.
+
+    Functions of the package raise ValueError for what makes no sense. Errors of other kinds, such
+    as TypeError, are mistakes in the program and keep their traceback."""
 
     def invoke(self, context):
         try:
@@ -42,18 +50,18 @@ class Commands(click.Group):
 
 
 class CommaSeparated(click.ParamType):
-    "Names with commas between them, as a list."
+    "Names with commas between them, which become a list of str."
 
     name = "a,b,..."
 
     def convert(self, value, param, context):
-        if isinstance(value, list):
+        if isinstance(value, list):  # a default
             return value
         return [word.strip() for word in value.split(",") if word.strip()]
 
 
 class NumberOrAuto(click.ParamType):
-    "A whole number, or the word auto."
+    "A whole number, which becomes an int, or the word 'auto'."
 
     name = "integer|auto"
 
@@ -67,7 +75,7 @@ class NumberOrAuto(click.ParamType):
 
 
 class Assignment(click.ParamType):
-    "NAME=VALUE, as a pair. The value is a number, true, false, or else text."
+    "NAME=VALUE, which becomes a pair. The value is a number, true, false, or else text."
 
     name = "name=value"
 
@@ -83,33 +91,62 @@ class Assignment(click.ParamType):
             return name, text
 
 
-def out_option(what, **settings):
+class Site(click.ParamType):
+    """ELEMENT:POSITION or ELEMENT:POSITION:X,Y,Z, which becomes a triple for `parse_request`.
+
+    What is left empty, as the element in ":4a", is open and becomes None."""
+
+    name = "element:position[:x,y,z]"
+
+    def convert(self, value, param, context):
+        if isinstance(value, tuple):
+            return value
+        element, *rest = value.split(":")
+        if len(rest) not in (1, 2):
+            self.fail(f"{value!r} is not of the form ELEMENT:POSITION[:X,Y,Z].", param, context)
+        position, *coordinates = rest
+        try:
+            x = [float(number) for number in coordinates[0].split(",")] if coordinates else None
+        except ValueError:
+            self.fail(f"{coordinates[0]!r} is not of the form X,Y,Z.", param, context)
+        return element or None, position or None, x
+
+
+def out_option(
+    what,  # help text
+    **settings,  # of `click.option`: default, required
+):
+    "Make the option --out, a path, which is the same for all commands but for its help text."
     return click.option("--out", type=click.Path(path_type=Path), help=what, **settings)
 
 
-seed_option = click.option("--seed", type=int, default=0, help="The same seed, the same result.")
+seed_option = click.option(
+    "--seed", type=int, default=0, help="The same seed gives the same result."
+)
 workers_option = click.option(
     "--workers", type=int, help="Processes; by default one for each core, 8 at most."
 )
 model_option = click.option(
     "--model",
     type=click.Path(exists=True, dir_okay=False),
-    help="Weights to use, a file of a training run; by default those of the package.",
+    help="Weights to use: model.safetensors of a training run; by default those of the package.",
 )
 
 
 def device_option(default):
+    "Make the option --device."
     return click.option(
         "--device", default=default, help="cpu, cuda, or auto: a GPU if there is one."
     )
 
 
 def precision_option(default):
+    "Make the option --precision."
     return click.option(
         "--precision",
         type=click.Choice(["float32", "bfloat16", "auto"]),
         default=default,
-        help="Of the network; auto is bfloat16 where the hardware is fast at it.",
+        help="Precision of the network; auto: bfloat16 where the hardware is fast at it.",
     )
 
 
@@ -140,7 +177,7 @@ def main(context):
 @main.command()
 @click.option("--n", type=int, required=True, help="How many crystals.")
 @out_option(
-    "Folder to write to; a part of the same request that is there is completed.", required=True
+    "Folder to write to; if it holds a part of the same request, that is completed.", required=True
 )
 @click.option(
     "--space-group",
@@ -148,14 +185,16 @@ def main(context):
     help="Numbers, symbols such as Fm-3m, or crystal systems such as cubic.",
 )
 @click.option(
-    "--elements", type=CommaSeparated(), help="These elements and no others, such as Li,O."
+    "--elements", type=CommaSeparated(), help="Each of these elements and no others, such as Li,O."
 )
-@click.option("--require", type=CommaSeparated(), help="Elements that must occur, among others.")
+@click.option("--require", type=CommaSeparated(), help="Elements that must occur; others may.")
 @click.option("--forbid", type=CommaSeparated(), help="Elements that must not occur.")
 @click.option("--composition", help="Exactly this composition, such as LiFePO4.")
-@click.option("--formula-units", type=int, help="In the primitive cell, with --composition.")
-@click.option("--n-sites", type=int, help="Sites of the asymmetric unit.")
-@click.option("--n-atoms", type=int, help="Atoms of the primitive cell.")
+@click.option(
+    "--formula-units", type=int, help="Formula units in the primitive cell, with --composition."
+)
+@click.option("--n-sites", type=int, help="Sites in the asymmetric unit.")
+@click.option("--n-atoms", type=int, help="Atoms in the primitive cell.")
 @click.option(
     "--template",
     type=click.Path(exists=True, dir_okay=False),
@@ -174,51 +213,60 @@ def main(context):
     help="a b c alpha beta gamma of the conventional cell, in Angstrom and degrees.",
 )
 @click.option(
+    "--site",
+    "sites",
+    type=Site(),
+    multiple=True,
+    help="A site that must occur, such as Ti:2a or Ti:2a:0,0,0; once for each site.",
+)
+@click.option(
     "--condition",
     type=Assignment(),
     multiple=True,
-    help="PROPERTY=VALUE to aim at; once for each property.",
+    help="Property and value to aim at; once for each property.",
 )
-@click.option("--guidance", type=float, default=0.0, help="How strongly to aim at it.")
+@click.option("--guidance", type=float, default=0.0, help="How strongly to aim at the properties.")
 @click.option("--steps", type=int, default=50, help="Steps of the sampler.")
 @click.option(
     "--method",
     type=click.Choice(["bayes", "noise-reduced"]),
     default="noise-reduced",
-    help="Sampler: the paper's, or ours with fresh noise in each step.",
+    help="Sampler: bayes is the paper's; noise-reduced draws fresh noise in each step.",
 )
 @click.option(
     "--temperature",
     type=float,
     default=0.8,
-    help="Of the sampler's noise: lower, crystals are likelier and more alike.",
+    help="Scale of the sampler's noise; the lower, the likelier and the more alike the crystals.",
 )
 @seed_option
 @precision_option("float32")
-@click.option("--batch-size", type=NumberOrAuto(), default="auto", help="Crystals in a batch.")
+@click.option(
+    "--batch-size", type=NumberOrAuto(), default="auto", help="Crystals that are sampled at once."
+)
 @device_option("auto")
 @model_option
-@click.option("--progress/--no-progress", default=True, help="Show a bar.")
-def generate(condition, space_group, keep, **options):
-    """Generate crystals, with whatever is asked of them.
+@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
+def generate(condition, sites, keep, **options):
+    """Generate crystals that fulfil a request.
 
-    Writes a CIF and a POSCAR file for each, all of them as crystals.extxyz, and a table as
-    samples.csv and samples.parquet. A request that cannot be met is refused before any work is
-    done.
+    Writes a CIF and a POSCAR file for each crystal, all crystals as crystals.extxyz, and a table as
+    samples.csv and samples.parquet. An impossible request is refused before any work is done.
 
     \b
     Examples:
       symmbfn generate --n 8 --out crystals
       symmbfn generate --n 100 --space-group Fm-3m --elements Li,O --out oxides
       symmbfn generate --n 20 --composition TiO2 --seed 1 --out titania
+      symmbfn generate --n 20 --composition TiO2 --space-group 136 --site Ti:2a --out rutile
       symmbfn generate --n 20 --template MgAl2O4.cif --require Mg,O --forbid Al --out spinels
       symmbfn generate --n 20 --condition formation_energy_per_atom=-2.8 --guidance 0.5 --out stable
     """
     from symmbfn.generation import generate
 
     request = {name: value for name, value in options.items() if value is not None}
-    if space_group is not None:
-        request["space_group"] = space_group
+    if sites:
+        request["sites"] = list(sites)
     made = generate(condition=dict(condition) or None, keep=tuple(keep), **request)
     columns = ["formula", "space_group", "found_group", "wyckoff", "density", "valid"]
     click.echo(made.table[columns].to_string(max_rows=20))
@@ -228,16 +276,18 @@ def generate(condition, space_group, keep, **options):
 @main.command()
 @click.argument("structures")
 @out_option("Folder for the report.", default="report")
-@click.option("--train", help="Crystals to compare with, for novelty.")
-@click.option("--val", help="Further crystals for novelty.")
-@click.option("--test", help="Crystals to compare with, for coverage and distances.")
+@click.option("--train", help="Training set: crystals that are not in it are novel.")
+@click.option("--val", help="Validation set: novelty is counted for this set, too.")
+@click.option("--test", help="Test set, for coverage and distances.")
 @click.option("--hull", help="CSV table of formulas and energies; by default the package's.")
 @click.option(
     "--relaxations",
     type=int,
     help="How many crystals to relax, from the first on; 0: no stability; by default all.",
 )
-@click.option("--seconds", type=float, help="That one crystal took to generate, for the costs.")
+@click.option(
+    "--seconds", type=float, help="Seconds that one crystal took to generate, for the costs."
+)
 @workers_option
 @device_option("auto")
 def evaluate(structures, device, **options):
@@ -245,7 +295,8 @@ def evaluate(structures, device, **options):
 
     STRUCTURES is a folder or zip of CIF files, a CSV or parquet table with a column `cif`, an
     extxyz file, or a data set that `symmbfn encode` made. If none of --train, --val and --test is
-    given, they are MP-20's. Writes a row for each crystal and a summary with confidence intervals.
+    given, they are MP-20's. Writes a table with a row for each crystal, and a summary with
+    confidence intervals.
 
     \b
     Examples:
@@ -267,13 +318,13 @@ def evaluate(structures, device, **options):
     "--run-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run; a run that is there goes on.",
+    help="Folder of the run; if it holds an earlier part of the same run, that goes on.",
 )
 @click.option(
     "--preset",
     type=click.Choice(["paper", "base"]),
     default="paper",
-    help="Settings of the model: the paper's or ours.",
+    help="Settings of the model: those of the paper, or ours, which are called base.",
 )
 @click.option(
     "--set",
@@ -286,7 +337,7 @@ def evaluate(structures, device, **options):
     "--properties",
     type=CommaSeparated(),
     default=[],
-    help="Numbers of the data that the model can be asked for.",
+    help="Columns of the data that the model can later be asked for, such as band_gap.",
 )
 @click.option(
     "--eval-n",
@@ -300,29 +351,33 @@ def evaluate(structures, device, **options):
     default=2000,
     help="Passes over the data; 0: as many as --max-minutes allow.",
 )
-@click.option("--batch-size", type=int, default=256, help="Crystals, of all processes together.")
+@click.option(
+    "--batch-size", type=int, default=256, help="Crystals in a batch, of all processes together."
+)
 @click.option("--lr", type=float, default=1e-3, help="Learning rate at the start.")
 @click.option(
     "--optimizer",
     type=click.Choice(["adam", "muon"]),
     default="adam",
-    help="muon: for the matrices of the layers, Adam for the rest.",
+    help="muon: Muon for the matrices of the layers, and Adam for the rest.",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["plateau", "cosine"]),
     default="plateau",
-    help="Of the learning rate.",
+    help="Schedule of the learning rate.",
 )
-@click.option("--ema-decay", type=float, default=0.999, help="Of the averaged weights.")
-@click.option("--max-grad-norm", type=float, default=1.0, help="Gradients are cut at this norm.")
+@click.option("--ema-decay", type=float, default=0.999, help="Decay of the average of the weights.")
+@click.option(
+    "--max-grad-norm", type=float, default=1.0, help="Larger gradients are scaled to this norm."
+)
 @click.option("--validate-every", type=int, default=10, help="Epochs between validations.")
-@click.option("--eval-every", type=int, default=50, help="Epochs between scores.")
+@click.option("--eval-every", type=int, default=50, help="Epochs between scores, with --eval-n.")
 @click.option(
     "--max-minutes",
     type=float,
     default=float("inf"),
-    help="Stop after this long; started again, the run goes on.",
+    help="Stop after this time; started again, the run goes on.",
 )
 @seed_option
 @device_option("cpu")
@@ -332,8 +387,8 @@ def train(source, val, run_dir, preset, changes, properties, eval_n, device, **c
 
     SOURCE is mp20, which comes with the package; a CSV or parquet table, a folder or zip of CIF
     files, or an extxyz file; or a .safetensors file that `symmbfn encode` made, which needs --val.
-    For mp20 and .safetensors files, torch, numpy, safetensors and click are all that has to be
-    installed. `symmbfn generate --model` takes the file model.safetensors of the run.
+    Training on mp20 and on .safetensors files needs torch, numpy, safetensors and click, and no
+    other package. `symmbfn generate --model` takes the file model.safetensors of the run.
 
     \b
     Examples:
@@ -359,8 +414,13 @@ def train(source, val, run_dir, preset, changes, properties, eval_n, device, **c
         click.echo(f"The model is {run_dir / 'model.safetensors'}.")
 
 
-def training_data(source, val):
-    "Data sets to train on and to validate on."
+def training_data(
+    source,  # 'mp20', or a path as for `symmbfn train`
+    val,  # path of the validation set; None: a part of source
+):  # two Datasets
+    """Load the data sets to train on and to validate on.
+
+    Without `load_data`, if possible, since `symmbfn.datasets` needs further packages."""
     from symmbfn.data import load_dataset, load_mp20
 
     names = [source] if val is None else [source, val]
@@ -377,8 +437,12 @@ def training_data(source, val):
     return splits["train"], splits["val"]
 
 
-def model_settings(preset, changes, properties):
-    "The settings of a preset with some of them changed."
+def model_settings(
+    preset,  # 'paper' or 'base'
+    changes,  # pairs (name, value) of settings that differ from the preset
+    properties,  # names of the properties that the model can be asked for
+):  # dict of settings for `symmbfn.model.Model`
+    "Change some settings of a preset. Raises ValueError for an unknown name or a wrong type."
     from symmbfn.model import BASE, PAPER
 
     settings = dict(paper=PAPER, base=BASE)[preset]
@@ -387,7 +451,7 @@ def model_settings(preset, changes, properties):
             known = ", ".join(name for name in settings if name != "properties")
             raise ValueError(f"The model has no setting {name!r}: choose among {known}.")
         if isinstance(settings[name], float) and type(value) is int:
-            value = float(value)
+            value = float(value)  # 1 for 1.0; True is an int too, and is refused
         if type(value) is not type(settings[name]):
             kind = type(settings[name]).__name__
             raise ValueError(f"The setting {name} is {value!r}: give a value of type {kind}.")
@@ -395,8 +459,11 @@ def model_settings(preset, changes, properties):
     return settings | dict(properties=properties)
 
 
-def scorer(crystals, n):
-    "What scores the model on its way, or None."
+def scorer(
+    crystals,  # Crystals to compare with
+    n,  # how many crystals to generate for a score; 0: no scores
+):  # eval_fn of `symmbfn.train.train`, or None
+    "Make the function that scores the model while it trains."
     if n == 0:
         return None
     from symmbfn.generation import make_eval_fn
@@ -433,7 +500,7 @@ def encode(source, out, workers):
 @main.command()
 @model_option
 def info(model):
-    """Say what is installed: version, weights, data and devices.
+    """Print what is installed: version, weights, data and devices.
 
     \b
     Examples:
@@ -452,11 +519,14 @@ def info(model):
 
 
 def size_of(path):
+    "Say how large a file is, such as '4.8 MB'."
     return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
-def weights_lines(path):
-    "What a model is and how it was trained."
+def weights_lines(
+    path,  # of a weights file; None: the weights of the package
+):  # list of lines
+    "Describe a model, and how it was trained if the file says so."
     from symmbfn.model import load
 
     trained = load(path)
@@ -467,6 +537,7 @@ def weights_lines(path):
         f"{path.name}: {size_of(path)}, {weights:,} weights",
         f"properties to ask for: {properties}",
     ]
+    # the package's weights hold this under "training", while a training run makes it the whole meta
     about = (trained.meta or {}).get("training", trained.meta) or {}
     if {"epoch", "crystals"} <= about.keys():
         machine = f" on {about['machine']}" if "machine" in about else ""
@@ -476,8 +547,8 @@ def weights_lines(path):
     return lines
 
 
-def data_lines():
-    "The data files of the package, with sizes and counts."
+def data_lines():  # list of lines
+    "Describe the data files of the package, with sizes and counts."
     contents = {
         "mp20.safetensors": mp20_contents,
         "mp_hull.csv.gz": hull_contents,
@@ -492,6 +563,7 @@ def data_lines():
 
 
 def mp20_contents(path):
+    "Count the crystals of each split."
     from symmbfn.data import load_mp20
 
     counts = (f"{len(data):,} ({split})" for split, data in load_mp20().items())
@@ -499,13 +571,14 @@ def mp20_contents(path):
 
 
 def hull_contents(path):
+    "Count the entries of the hull's table."
     with gzip.open(path, "rt") as file:
-        entries = sum(1 for line in file) - 1
+        entries = sum(1 for _ in file) - 1  # without the header
     return f"energies of {entries:,} compositions"
 
 
 def resolve_device(device):
-    "The device that 'auto' stands for."
+    "Choose a GPU for 'auto' if there is one. What else is given is checked where it is used."
     if device != "auto":
         return device
     import torch
@@ -513,11 +586,12 @@ def resolve_device(device):
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+# what PyTorch calls a feature -> what people call it
 CPU_FEATURES = dict(avx2="AVX2", avx512_f="AVX512", avx512_bf16="AVX512-BF16", amx_bf16="AMX-BF16")
 
 
-def device_lines():
-    "The processors, what they can do, and the precision that 'auto' stands for on each."
+def device_lines():  # list of lines
+    "Describe the processors: what they can do, and the precision that 'auto' stands for on each."
     import torch
 
     from symmbfn.train import resolve_precision

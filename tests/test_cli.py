@@ -1,4 +1,4 @@
-"The command line: help, options, exit codes, and what each command writes."
+"Test the command line: help, options, exit codes, and what each command writes."
 
 import inspect
 import os
@@ -13,29 +13,31 @@ from click.testing import CliRunner
 import symmbfn
 from symmbfn.__main__ import main
 from symmbfn.data import load_dataset, load_mp20, save_dataset
+from symmbfn.reconstruct import snap_to_wyckoff
+from symmbfn.wyckoff import wyckoff_labels
 
 COMMANDS = sorted(main.commands)
 TINY = "--set hidden=16 --set embed=8 --set layers=1 --set freqs=2 --epochs 2 --batch-size 20"
-# what a machine that only trains does not have
+# packages that a machine may lack if it only trains
 HEAVY = (
     "pymatgen moyopy spglib smact matminer chgnet ase pandas pyarrow joblib scipy matplotlib tqdm"
 )
 
 
 def run(*words):
-    "The result of a command, in this process."
+    "Run a command in this process. Returns click's Result: exit_code, output, stderr."
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def options_of(command):
-    "Name -> option of a command."
+    "Options of a command: name of the parameter -> click's Option."
     parameters = main.commands[command].params
     return {p.name: p for p in parameters if isinstance(p, click.Option) and p.name != "help"}
 
 
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory):
-    "60 crystals of MP-20 to train on, 30 to validate on."
+    "A folder with train.safetensors, 60 crystals of MP-20, and val.safetensors, 30 crystals."
     folder = tmp_path_factory.mktemp("data")
     splits = load_mp20()
     save_dataset(folder / "train.safetensors", splits["train"][:60])
@@ -45,7 +47,7 @@ def data_sets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data_sets):
-    "A run of two epochs, which knows one property."
+    "The folder of a training run of two epochs, whose model knows the property band_gap."
     run_dir = data_sets / "run"
     words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
     done = run(*words, "--run-dir", run_dir, "--properties", "band_gap")
@@ -79,7 +81,7 @@ def test_generate_has_the_options_of_the_function():
 
     function = inspect.signature(generate).parameters
     request = inspect.signature(parse_request).parameters
-    names = {*function, *request} - {"request", "sites"}  # sites are tuples: Python only
+    names = {*function, *request} - {"request"}  # request stands for the others
     assert set(options_of("generate")) == names
     for name in ("steps", "method", "temperature", "seed", "precision", "batch_size", "device"):
         assert options_of("generate")[name].default == function[name].default, name
@@ -118,6 +120,10 @@ def test_an_option_means_the_same_everywhere():
         ("generate --n 1 --composition Li0.5O --out x", "whole positive"),
         ("generate --n 1 --condition gap --out x", "not of the form NAME=VALUE"),
         ("generate --n 1 --condition gap=1 --out x", "knows no property"),
+        ("generate --n 1 --site Ti --out x", "not of the form ELEMENT:POSITION"),
+        ("generate --n 1 --site Ti:2a:0,y,0 --out x", "not of the form X,Y,Z"),
+        ("generate --n 1 --site Ti::0,0 --out x", "give three"),
+        ("generate --n 1 --site Ti:2a --out x", "single space group"),
         ("generate --n 1 --method euler --out x", "not one of"),
         ("generate --n 1 --temperature -1 --out x", "temperature"),
         ("generate --n 1 --batch-size few --out x", "neither a whole number"),
@@ -168,6 +174,21 @@ def test_generate_writes_files_and_goes_on(tmp_path):
     assert "another folder" in other.stderr
 
 
+def test_generate_puts_given_sites_where_they_are_asked_for(tmp_path):
+    words = """
+        generate --n 3 --steps 2 --space-group 136 --composition TiO2 --no-progress
+        --site Ti:2a:0,0,0 --site :b
+    """
+    done = run(*words.split(), "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    crystals = load_dataset(tmp_path / "out" / "crystals.safetensors")[0].crystals
+    positions = wyckoff_labels(snap_to_wyckoff(crystals)[1])
+    for i in range(3):
+        first, second = (crystals.b == i).nonzero()[:2, 0]
+        assert (crystals.a[first], positions[first], positions[second]) == (22, "2a", "2b")
+        assert crystals.x[first].tolist() == [0, 0, 0]
+
+
 def test_a_trained_model_generates_what_it_is_asked_for(trained, tmp_path):
     words = f"""
         generate --n 2 --steps 2 --space-group 225 --lattice 6 6 6 90 90 90
@@ -188,7 +209,7 @@ def test_train_goes_on_or_refuses(trained, data_sets):
 
 
 def test_training_needs_torch_numpy_safetensors_and_click_alone(data_sets):
-    "A machine without anything else: an import of it fails there as it does here."
+    "None in sys.modules makes an import fail, as on a machine that lacks the package."
     code = f"import sys; sys.modules |= dict.fromkeys('{HEAVY}'.split())\n"
     code += "from symmbfn.__main__ import main; main()"
     words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
@@ -202,7 +223,9 @@ def test_training_needs_torch_numpy_safetensors_and_click_alone(data_sets):
 
 
 def test_torchrun_passes_every_option_on(data_sets):
-    "torchrun has options that begin with --run, --n and others: ours must not be taken for them."
+    """torchrun has options that begin with --run, --n and other letters of our options.
+
+    It accepts abbreviations, so that it could take one of our options for one of its own."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words = f"train {data_sets}/train.safetensors --val {data_sets}/val.safetensors {TINY}".split()
     words += f"--run-dir {data_sets}/two --lr 0.002 --seed 3 --validate-every 1".split()
