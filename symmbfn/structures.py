@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -26,31 +27,48 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .core import Crystals, K, batch_index, check_crystals
 from .data import load_dataset
 from .lattice import constrain, lattice_to_k
 from .reconstruct import Cells, snap_to_wyckoff, unit_cells
 from .reconstruct import primitive as to_primitive
-from .wyckoff import representative, symmetry_operations, wyckoff_labels, wyckoff_table
+from symmbfn.wyckoff import (
+    LETTERS,
+    UNIT,
+    representative,
+    symmetry_operations,
+    wyckoff_labels,
+    wyckoff_table,
+)
 
 # %% ../nbs/13_structures.ipynb #aef4e4e6
-def _text(content):
-    "Text of a file's bytes, which may be gzipped. Raises ValueError for a damaged archive."
+def _text(
+    content: bytes,  # of a file, gzipped or not
+) -> str:
+    "Decompress and decode the content of a file. Raises ValueError for a damaged archive."
     try:
-        if content[:2] == b"\x1f\x8b":
+        if content[:2] == b"\x1f\x8b":  # every gzipped file begins with these
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"the file is damaged ({e}): get it again") from e
+    # utf-8-sig skips the mark that Windows puts first; names may be in an older encoding
     return content.decode("utf-8-sig", errors="replace")
 
 
-def _file_text(path):
+def _file_text(
+    path,  # of a text file, gzipped or not
+) -> str:
+    "Read a text file. Raises OSError, or ValueError for a damaged archive."
     return _text(Path(path).read_bytes())
 
 
-def _parse_cif(text, name):
-    "Structures of a CIF, and what pymatgen warns of. Raises ValueError."
+def _parse_cif(
+    text,  # of a CIF
+    name,  # what error messages call it
+) -> tuple:  # list of pymatgen Structures; str: all of pymatgen's warnings
+    "Parse a CIF. Raises ValueError with pymatgen's reason."
     from pymatgen.io.cif import CifParser
 
     with warnings.catch_warnings(record=True) as caught:
@@ -66,35 +84,35 @@ def _parse_cif(text, name):
 
 
 def read_cif(
-    source,  # path of a CIF file, plain or gzipped, or its text
+    source,  # path of a CIF file, plain or gzipped; or the text of a CIF, which has several lines
 ):  # pymatgen Structure
-    """Read one crystal.
+    """Read the one crystal of a CIF.
 
     Raises ValueError with the reason, FileNotFoundError if there is no such file."""
     is_file = isinstance(source, Path) or "\n" not in source
     text = _file_text(source) if is_file else source
     name = str(source) if is_file else "the CIF text"
-    found, notes = _parse_cif(text, name)
-    # most warnings are of rounded numbers; these two say that the crystal is another one
+    structures, warned = _parse_cif(text, name)
     group = re.search(r"_(?:symmetry_Int_Tables|space_group_IT)_number\s+(\d+)", text)
-    if len(found) > 1:
-        raise ValueError(f"{name} holds {len(found)} crystals: give each a file of its own")
-    if "Missing elements" in notes:
+    if len(structures) > 1:
+        raise ValueError(f"{name} holds {len(structures)} crystals: give each a file of its own")
+    # most warnings are about rounded numbers; after these two, the structure isn't the crystal's
+    if "Missing elements" in warned:
         raise ValueError(f"{name} lacks atoms of its formula: mend it or leave it out")
-    if group and int(group[1]) != 1 and "Defaulting to P1" in notes:
+    if group and int(group[1]) != 1 and "Defaulting to P1" in warned:
         raise ValueError(
             f"{name} says space group {group[1]} but has no operations that are known: "
             "mend it or leave it out"
         )
-    return found[0]
+    return structures[0]
 
 # %% ../nbs/13_structures.ipynb #13r00002
 @dataclass(frozen=True)
 class Sources:
-    "Crystals as they are on disk, not parsed yet."
+    "Crystals as they are on disk, not parsed yet. All lists have an entry for each crystal."
 
-    names: list  # of str, one for each crystal
-    sources: list  # each a text (CIF or JSON), a Structure, its dict, or why there is none
+    names: list  # of str
+    sources: list  # of what `parse_structure` takes: texts, Structures, Atoms, dicts or errors
     columns: dict = field(default_factory=dict)  # name -> list of values, None where empty
 
     def __len__(self):
@@ -102,9 +120,9 @@ class Sources:
 
 # %% ../nbs/13_structures.ipynb #13r00004
 def _cif_name(
-    path,  # of a file, relative to its folder or archive
-):
-    "Name of a crystal: the path without the ending. None for a hidden copy or what is no CIF file."
+    path,  # of a file, relative to the folder or archive that is read
+):  # str or None
+    "Name a crystal by its path without the ending. None for a hidden file and for other files."
     parts = Path(path).parts
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return None
@@ -113,16 +131,20 @@ def _cif_name(
     return name[: ending.start()] if ending else None
 
 
-def _attempt(read, *args):
-    "What `read` returns, or its error as a value."
+def _attempt(
+    read,  # function of *args
+    *args,
+):  # what `read` returns, or the exception that it raised
+    "Call a function, so that one bad file doesn't keep the others from being read."
     try:
         return read(*args)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         return e
 
 
-def _read_folder(path):
-    names = {}
+def _read_folder(path) -> Sources:
+    "Collect the CIF files of a folder and of the folders in it, sorted by path."
+    names = {}  # path of a file -> name of the crystal
     for file in sorted(path.rglob("*")):
         name = _cif_name(file.relative_to(path))
         if name and file.is_file():
@@ -131,28 +153,30 @@ def _read_folder(path):
     return Sources(list(names.values()), sources)
 
 
-def _read_zip(path):
+def _read_zip(path) -> Sources:
+    "Collect the CIF files of an archive. Raises ValueError if the archive is damaged."
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {f: _cif_name(f) for f in sorted(archive.namelist())}
-            names = {f: name for f, name in names.items() if name}
+            names = {file: _cif_name(file) for file in sorted(archive.namelist())}
+            names = {file: name for file, name in names.items() if name}
             sources = [_attempt(lambda f: _text(archive.read(f)), file) for file in names]
     except zipfile.BadZipFile as e:
         raise ValueError(f"{path} is damaged ({e}): get it again.") from e
     return Sources(list(names.values()), sources)
 
 
-def _read_single_cif(path):
+def _read_single_cif(path) -> Sources:
+    "Read a file that holds one crystal, which is named by the file."
     return Sources([_cif_name(path.name) or path.stem], [_file_text(path)])
 
 # %% ../nbs/13_structures.ipynb #13r00006
-STRUCTURE_COLUMNS = ("cif", "structure", "file")
-NAME_COLUMNS = ("name", "material_id", "id", "file")
+STRUCTURE_COLUMNS = ("cif", "structure", "file")  # the first that a table has is used
+NAME_COLUMNS = ("name", "material_id", "id", "file")  # so is the first of these
 
 
-def _csv_columns(path):
-    "Column -> list of text, None where empty."
-    csv.field_size_limit(10**9)
+def _csv_columns(path) -> dict:  # column -> list of str, None where a field is empty
+    "Read a CSV file, gzipped or not. Raises ValueError if it is damaged."
+    csv.field_size_limit(10**9)  # the default, 131,072 characters, is too few for some CIFs
     reader = csv.DictReader(io.StringIO(_file_text(path), newline=""))
     try:
         rows = list(reader)
@@ -161,8 +185,8 @@ def _csv_columns(path):
     return {name: [row[name] or None for row in rows] for name in reader.fieldnames or ()}
 
 
-def _parquet_columns(path):
-    "Column -> list of values, None where empty."
+def _parquet_columns(path) -> dict:  # column -> list of values, None where a field is empty
+    "Read a parquet file. Raises ValueError if it is damaged."
     import pyarrow.parquet
 
     try:
@@ -172,44 +196,50 @@ def _parquet_columns(path):
 
 
 def _table_sources(
-    columns,  # name -> list of values
-    title,  # of the table, for the sentence that refuses it
-    folder=".",  # to which paths in the table are relative
-):  # Sources
-    structure = next((c for c in STRUCTURE_COLUMNS if c in columns), None)
-    if structure is None:
+    columns: dict,  # name of a column -> list of values
+    title,  # name of the table in error messages
+    folder=".",  # folder that the paths in column 'file' start from
+) -> Sources:
+    "Find the crystals and their names in a table. Raises ValueError if no column has crystals."
+    structure_column = next((c for c in STRUCTURE_COLUMNS if c in columns), None)
+    if structure_column is None:
         raise ValueError(
             f"{title} has no column {' or '.join(STRUCTURE_COLUMNS)}: "
             "put the text of each crystal's CIF into a column cif."
         )
-    name = next((c for c in NAME_COLUMNS if c in columns), None)
-    values = columns[structure]
-    if structure == "file":
+    values = columns[structure_column]
+    if structure_column == "file":
         sources = [_attempt(_file_text, Path(folder) / str(file)) for file in values]
     else:
         sources = ["" if value is None else value for value in values]
-    names = [str(i if name is None else columns[name][i]) for i in range(len(values))]
-    rest = {c: list(v) for c, v in columns.items() if c not in (structure, name)}
-    return Sources(names, sources, rest)
+    name_column = next((c for c in NAME_COLUMNS if c in columns), None)
+    names = range(len(values)) if name_column is None else columns[name_column]
+    used = (structure_column, name_column)
+    others = {c: list(v) for c, v in columns.items() if c not in used}
+    return Sources([str(name) for name in names], sources, others)
 
 # %% ../nbs/13_structures.ipynb #13r00008
-def _frames_one_by_one(file):
-    "Each frame, or the error it gives. Slow: for each one the file is searched from its start."
+def _frames_one_by_one(
+    file,  # open text file
+):  # yields ASE Atoms, or a ValueError for a frame that is damaged
+    "Read each frame by itself. This is slow, since the file is searched from the start each time."
     from ase.io.extxyz import read_xyz
 
     for i in count():
         try:
             yield next(read_xyz(file, i))
         except (IndexError, StopIteration):
-            return  # there was no such frame
+            return  # that was the last frame
         except Exception as e:
             yield ValueError(f"the frame cannot be read as extxyz ({e})")
             if "Expected xyz header" in str(e):
-                return  # where the next frame begins is unknown
+                return  # nobody knows where the next frame begins
 
 
-def _frame_numbers(atoms):
-    "What the comment line of a frame says, and the results of its calculator."
+def _frame_values(
+    atoms,  # ASE Atoms, or an exception
+) -> dict:  # name -> number or text; arrays, such as forces, are left out
+    "Collect what the comment line of a frame says. ASE keeps energies apart from the rest of it."
     if isinstance(atoms, Exception):
         return {}
     results = atoms.calc.results if atoms.calc else {}
@@ -217,29 +247,34 @@ def _frame_numbers(atoms):
     return {k: v for k, v in values.items() if np.ndim(v) == 0}
 
 
-def _read_extxyz(path):
+def _read_extxyz(path) -> Sources:
+    "Read a trajectory in the extended XYZ format, gzipped or not."
     from ase.io.extxyz import read_xyz
 
     file = io.StringIO(_file_text(path))
     try:
         frames = list(read_xyz(file, slice(None)))
-    except Exception:
+    except Exception:  # ASE raises errors of many kinds
         file.seek(0)
         frames = list(_frames_one_by_one(file))
-    rows = [_frame_numbers(atoms) for atoms in frames]
-    columns = {c: [row.get(c) for row in rows] for c in dict.fromkeys(k for r in rows for k in r)}
-    name = next((c for c in NAME_COLUMNS if c in columns), None)
-    values = range(len(frames)) if name is None else columns.pop(name)
-    return Sources([str(v) for v in values], frames, columns)
+    rows = [_frame_values(atoms) for atoms in frames]
+    keys = dict.fromkeys(key for row in rows for key in row)  # each once, in order
+    columns = {key: [row.get(key) for row in rows] for key in keys}
+    name_column = next((c for c in NAME_COLUMNS if c in columns), None)
+    names = range(len(frames)) if name_column is None else columns.pop(name_column)
+    return Sources([str(name) for name in names], frames, columns)
 
 # %% ../nbs/13_structures.ipynb #13r00010
-def _read_dataset(path):
+def _read_dataset(path) -> Sources:
+    "Decode a data set into primitive cells. Its properties become columns, None where unknown."
     data, _ = load_dataset(path)
-    columns = {k: [None if v != v else v for v in y.tolist()] for k, y in data.properties.items()}
+    columns = {}
+    for name, y in data.properties.items():
+        columns[name] = [None if math.isnan(v) else v for v in y.tolist()]
     return Sources(data.ids, decode(data.crystals, primitive=True), columns)
 
 
-_READERS = dict(
+_READERS = dict(  # ending of a file -> function of the file's Path that returns Sources
     zip=_read_zip,
     cif=_read_single_cif,
     csv=lambda path: _table_sources(_csv_columns(path), path, path.parent),
@@ -248,28 +283,30 @@ _READERS = dict(
     extxyz=_read_extxyz,
     safetensors=_read_dataset,
 )
-KINDS = (
+KINDS = (  # for error messages
     "a folder or zip of CIF files, a CSV or parquet file with a column cif, an extxyz file, "
-    "or a data set of ours (.safetensors)"
+    "or a data set that symmbfn encode wrote (.safetensors)"
 )
 
 
 def read_sources(
-    path,  # of a file or folder, one of KINDS
+    path,  # path of one of KINDS
 ) -> Sources:
-    "Crystals as they are on disk. Raises FileNotFoundError or ValueError that says what to do."
+    """Read the crystals of a file or folder, with names and columns, without parsing them.
+
+    Raises FileNotFoundError or ValueError that says what to do."""
     if not str(path).strip():
         raise ValueError(f"The path is empty: give {KINDS}.")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: give {KINDS}.")
-    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    reader = _read_folder if path.is_dir() else _READERS.get(kind)
+    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    reader = _read_folder if path.is_dir() else _READERS.get(ending)
     if reader is None:
         raise ValueError(f"{path} is of no kind that can be read: give {KINDS}.")
     try:
         found = reader(path)
-    except ValueError as e:
+    except ValueError as e:  # some readers name the path in the message, and some don't
         raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}.") from e
     if not len(found):
         raise ValueError(f"There are no crystals in {path}: give at least one.")
@@ -277,36 +314,40 @@ def read_sources(
 
 
 def read_structures(
-    path,  # of a file or folder, one of KINDS
-) -> tuple:  # list of names; list of sources
-    "Crystals as they are on disk. Raises FileNotFoundError or ValueError that says what to do."
+    path,  # path of one of KINDS
+) -> tuple:  # list of names; list of sources, as in `Sources`
+    """Read the crystals of a file or folder and their names, without parsing them.
+
+    Raises FileNotFoundError or ValueError that says what to do."""
     found = read_sources(path)
     return found.names, found.sources
 
 # %% ../nbs/13_structures.ipynb #13r00012
-def _is_path(source):
-    "Whether something names a file: texts of CIFs have several lines, texts of JSON begin with {."
+def _is_path(source) -> bool:
+    "Tell a path from a crystal. The text of a CIF has several lines, and JSON begins with {."
     if isinstance(source, os.PathLike):
         return True
     return isinstance(source, str) and "\n" not in source and source.strip()[:1] not in ("", "{")
 
 
-def _is_one(structures):
-    "Whether something is one crystal, and no list of them."
-    kinds = ("lattice", "get_scaled_positions")  # of a pymatgen Structure, of ASE's Atoms
-    return isinstance(structures, (str, dict)) or any(hasattr(structures, k) for k in kinds)
+def _is_one(structures) -> bool:
+    "Tell one crystal from a list of them."
+    attributes = ("lattice", "get_scaled_positions")  # of a pymatgen Structure, of ASE's Atoms
+    return isinstance(structures, (str, dict)) or any(hasattr(structures, a) for a in attributes)
 
 
 def load_structures(
-    structures,  # a path, table, Crystals or Dataset; one or many structures, texts, paths of CIFs
+    structures,  # anything that the text above lists
 ) -> tuple:  # list of names; list of sources, which `to_structure` takes
-    "Crystals of whatever kind. Raises ValueError for an empty set."
+    """Collect crystals and their names from whatever is given.
+
+    Raises ValueError if there are none, and what `read_sources` raises for a path."""
     if _is_path(structures):
         return read_structures(structures)
-    if hasattr(structures, "to_dict") and hasattr(structures, "columns"):  # pandas' DataFrame
+    if hasattr(structures, "to_dict") and hasattr(structures, "columns"):  # a pandas DataFrame
         found = _table_sources(structures.to_dict("list"), "The table")
         return found.names, found.sources
-    if hasattr(structures, "crystals"):  # a Dataset, or what generate returns
+    if hasattr(structures, "crystals"):  # a Dataset, or what `generate` returns, which has no ids
         ids = getattr(structures, "ids", None) or map(str, range(len(structures.crystals)))
         return list(ids), decode(structures.crystals, primitive=True)
     if isinstance(structures, Crystals):
@@ -321,28 +362,31 @@ def load_structures(
 # %% ../nbs/13_structures.ipynb #13r00014
 def check_structure(
     structure,  # pymatgen Structure
-    heaviest=K,  # largest atomic number that is allowed
-):  # the same
-    "Raise a ValueError with the reason if a structure is no ordinary crystal."
+    heaviest=K,  # largest atomic number that is allowed; the model knows K elements
+):  # the same Structure
+    "Check that a structure is an ordinary crystal. Raises ValueError with the reason if it isn't."
     if not len(structure):
         raise ValueError("there are no atoms: give a structure that has some")
     if not structure.is_ordered:
         raise ValueError("a site has partial occupancy: choose one element for it")
     species = [site.specie for site in structure]
-    odd = {str(s) for s in species if not 1 <= getattr(s, "Z", 0) <= heaviest}
-    if odd:
-        names = ", ".join(sorted(odd))
+    # pymatgen's dummy species, such as X, have no atomic number Z
+    unknown = {str(s) for s in species if not 1 <= getattr(s, "Z", 0) <= heaviest}
+    if unknown:
+        names = ", ".join(sorted(unknown))
         raise ValueError(f"{names} is beyond the elements 1 to {heaviest}: leave the structure out")
     matrix = structure.lattice.matrix
     if not (np.isfinite(matrix).all() and np.isfinite(structure.frac_coords).all()):
         raise ValueError("the cell or a coordinate is not a finite number: correct it")
-    if not abs(np.linalg.det(matrix)) > 0.1:
+    if not abs(np.linalg.det(matrix)) > 0.1:  # cubic Angstrom, far less than an atom takes up
         raise ValueError("the cell has no volume: correct it")
     return structure
 
 
-def _from_atoms(atoms):
-    "Structure of ASE's Atoms."
+def _from_atoms(
+    atoms,  # ASE Atoms
+):  # pymatgen Structure
+    "Convert ASE's Atoms. Raises ValueError unless they are periodic in all three directions."
     from pymatgen.io.ase import AseAtomsAdaptor
 
     if not atoms.pbc.all():
@@ -350,20 +394,25 @@ def _from_atoms(atoms):
     return AseAtomsAdaptor.get_structure(atoms)
 
 
-def _from_dict(source):
-    "Structure of pymatgen's dictionary, or of its JSON."
+def _from_dict(
+    source,  # dict of Structure.as_dict(), or text of Structure.to_json()
+):  # pymatgen Structure
+    "Convert pymatgen's dictionary or JSON. Raises ValueError if it is neither."
     from pymatgen.core import Structure
 
     try:
         return Structure.from_dict(json.loads(source) if isinstance(source, str) else source)
     except Exception as e:
-        raise ValueError(f"it is no structure of pymatgen ({type(e).__name__}: {e})") from e
+        raise ValueError(
+            f"it is no pymatgen structure ({type(e).__name__}: {e}): give what Structure.as_dict "
+            "or Structure.to_json returns"
+        ) from e
 
 
 def parse_structure(
-    source,  # CIF or JSON text, pymatgen Structure or its dict, ASE Atoms, or an exception
+    source,  # text of a CIF or JSON, pymatgen Structure or its dict, ASE Atoms, or an exception
 ):  # pymatgen Structure, unchecked
-    "A source parsed. Raises ValueError with the reason."
+    "Parse a source. Raises ValueError with the reason; an exception as source is the reason."
     if isinstance(source, Exception):
         raise ValueError(str(source)) from source
     if hasattr(source, "lattice"):
@@ -379,36 +428,37 @@ def parse_structure(
         )
     if not source.strip():
         raise ValueError("there is no CIF")
+    # with a line break, so that `read_cif` doesn't take the text for a path
     return read_cif(source if "\n" in source else source + "\n")
 
 
 def to_structure(
-    source,  # what `load_structures` returns for a crystal
-):  # pymatgen Structure of elements, without charges
-    "A crystal that can be measured. Raises ValueError with the reason."
-    s = check_structure(parse_structure(source), heaviest=118)
-    return type(s)(s.lattice, s.atomic_numbers, s.frac_coords)
+    source,  # one of the sources that `load_structures` returns
+):  # pymatgen Structure of elements, without charges and other attributes
+    "Parse and check a crystal, so that it can be measured. Raises ValueError with the reason."
+    structure = check_structure(parse_structure(source), heaviest=118)  # the elements with names
+    return type(structure)(structure.lattice, structure.atomic_numbers, structure.frac_coords)
 
 # %% ../nbs/13_structures.ipynb #583d85e9
 class StandardCell(NamedTuple):
     "The standard conventional cell of one crystal, with m atoms in n orbits."
 
-    G: int  # space group
+    G: int  # space group, 1 to 230
     L: np.ndarray  # (3,3) lattice vectors in rows, Angstrom
     frac: np.ndarray  # (m,3) fractional coordinates
     Z: np.ndarray  # (m,) atomic numbers
-    orbit: np.ndarray  # (m,) orbit of each atom, from 0
-    letter: np.ndarray  # (n,) Wyckoff letter of each orbit, 0 is a and 26 is A
+    orbit: np.ndarray  # (m,) orbit that each atom belongs to, 0 to n-1
+    letter: np.ndarray  # (n,) Wyckoff letter of each orbit: 0 is 'a', 25 is 'z', 26 is 'A'
 
 
 def find_symmetry(
-    structure,  # pymatgen Structure, ordered
+    structure,  # pymatgen Structure, one element on each site
     symprec,  # distance within which atoms count as equivalent, Angstrom
 ):  # moyopy's MoyoDataset
-    "Space group, standard cell and orbits by moyopy. Raises ValueError with the reason."
+    "Find space group, standard cell and orbits with moyopy. Raises ValueError with the reason."
     from moyopy import Cell, MoyoDataset
 
-    logging.getLogger("moyo").setLevel(logging.ERROR)  # it warns of every supercell
+    logging.getLogger("moyo").setLevel(logging.ERROR)  # moyo warns about every supercell
     Z = [site.specie.Z for site in structure]
     cell = Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), Z)
     try:
@@ -420,34 +470,40 @@ def find_symmetry(
 
 
 def standardize(
-    structure,  # pymatgen Structure, ordered
+    structure,  # pymatgen Structure, one element on each site
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
 ) -> StandardCell:
-    "Space group and standard conventional cell. Raises ValueError with the reason."
+    "Find the space group and the standard conventional cell. Raises ValueError with the reason."
     if not symprec > 0:
         raise ValueError(f"symprec is {symprec}: give a positive length in Angstrom")
-    d = find_symmetry(check_structure(structure), symprec)
-    standard, n_primitive = d.std_cell, len(d.prim_std_cell.numbers)
-    # the conventional cell lists the primitive atoms, each followed by its centring copies, and
-    # every primitive atom comes from one of the atoms given
+    found = find_symmetry(check_structure(structure), symprec)
+    standard, n_primitive = found.std_cell, len(found.prim_std_cell.numbers)
+    # moyopy has orbits and letters for the given atoms only: find a given atom for each standard
+    # one. The standard cell lists the primitive atoms, each followed by its centring copies, and
+    # mapping_std_prim says which primitive atom a given atom becomes.
     given = np.zeros(n_primitive, dtype=int)
-    given[d.mapping_std_prim] = np.arange(len(structure))
+    given[found.mapping_std_prim] = np.arange(len(structure))
     given = given.repeat(len(standard.numbers) // n_primitive)
-    _, first, orbit = np.unique(np.array(d.orbits)[given], return_index=True, return_inverse=True)
-    letters = np.array(d.wyckoffs)[given[first]]
+    orbits = np.array(found.orbits)[given]  # named by one of the given atoms
+    _, first, orbit = np.unique(orbits, return_index=True, return_inverse=True)
+    letters = np.array(found.wyckoffs)[given[first]]  # of the first atom of each orbit
     return StandardCell(
-        G=d.number,
+        G=found.number,
         L=np.array(standard.basis),
         frac=np.array(standard.positions),
         Z=np.array(standard.numbers),
         orbit=orbit,
-        letter=np.array([26 if c == "A" else ord(c) - ord("a") for c in letters]),
+        letter=np.array([LETTERS.index(letter) for letter in letters]),
     )
 
 # %% ../nbs/13_structures.ipynb #6bac923c
-def _check_orbits(owner, w, b):
-    "Raise a ValueError if an orbit has another number of atoms than its Wyckoff position."
-    wrong = torch.bincount(owner) != wyckoff_table().mult[w]
+def _check_orbits(
+    site: Tensor,  # (M,) the site that each atom belongs to
+    w: Tensor,  # (N,) Wyckoff position of each site
+    b: Tensor,  # (N,) crystal of each site
+):
+    "Raise a ValueError if a site has another number of atoms than its Wyckoff position."
+    wrong = torch.bincount(site) != wyckoff_table().mult[w]
     if wrong.any():
         crystal = int(b[wrong.nonzero()[0, 0]])
         raise ValueError(
@@ -456,19 +512,24 @@ def _check_orbits(owner, w, b):
 
 
 def assemble_crystals(
-    records,  # list of StandardCell
-) -> Crystals:
-    "One batch of crystals, float64."
-    G, L, frac, Z, orbit, letter = zip(*records)
-    sizes = [len(v) for v in letter]
+    records: list,  # of StandardCells, at least one
+) -> Crystals:  # float64, one site for each orbit
+    """Put standard cells into one batch.
+
+    Raises ValueError for a crystal whose orbits and Wyckoff letters contradict each other."""
+    G, L, frac, Z, orbit, letter = zip(*records)  # a tuple for each field
+    sizes = [len(letters) for letters in letter]
     b, _ = batch_index(torch.tensor(sizes))
     G = torch.tensor(G)
-    starts = np.cumsum([0, *sizes[:-1]])
-    owner = torch.from_numpy(np.concatenate([o + start for o, start in zip(orbit, starts)]))
+    # orbits are numbered from 0 in each crystal, sites from 0 in the whole batch
+    first_sites = np.cumsum([0, *sizes[:-1]])
+    site = np.concatenate([orbits + first for orbits, first in zip(orbit, first_sites)])
+    site = torch.from_numpy(site)
     w = wyckoff_table().first[G[b]] + torch.from_numpy(np.concatenate(letter))
-    _check_orbits(owner, w, b)
-    x = representative(torch.from_numpy(np.concatenate(frac)), owner, w)
-    a = torch.zeros_like(w).scatter_(0, owner, torch.from_numpy(np.concatenate(Z)))
+    _check_orbits(site, w, b)
+    x = representative(torch.from_numpy(np.concatenate(frac)), site, w)
+    # all atoms of a site are of the same element, so that it doesn't matter which is written last
+    a = torch.zeros_like(w).scatter_(0, site, torch.from_numpy(np.concatenate(Z)))
     k = constrain(lattice_to_k(torch.from_numpy(np.stack(L))), G)
     return check_crystals(Crystals(G, k, b, x, a, wyckoff_table().S[w]))
 
@@ -476,10 +537,11 @@ def assemble_crystals(
 def encode(
     structures,  # whatever `load_structures` takes
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
-) -> Crystals:
-    """Structures as crystals.
+) -> Crystals:  # in the same order, float64
+    """Turn structures into tensors.
 
-    Raises ValueError that names the structure, FileNotFoundError if there is no such path."""
+    Raises ValueError that names a structure which cannot be encoded, and FileNotFoundError if there
+    is no such path."""
     names, sources = load_structures(structures)
     records = []
     for i, (name, source) in enumerate(zip(names, sources)):
@@ -492,13 +554,13 @@ def encode(
 
 # %% ../nbs/13_structures.ipynb #1aadac1c
 def to_structures(
-    cells: Cells,
-) -> list:  # of pymatgen Structure
-    "Full cells as pymatgen structures."
+    cells: Cells,  # B cells with all their atoms (12)
+) -> list:  # of B pymatgen Structures
+    "Turn cells into pymatgen structures."
     from pymatgen.core import Lattice, Structure
 
-    n = torch.bincount(cells.b, minlength=len(cells.G))
-    ends = n.cumsum(0).tolist()
+    n_atoms = torch.bincount(cells.b, minlength=len(cells.G))
+    ends = n_atoms.cumsum(0).tolist()
     L, frac = cells.L.cpu().double().numpy(), cells.frac.cpu().double().numpy()
     Z = cells.Z.cpu().numpy()
     return [
@@ -509,27 +571,31 @@ def to_structures(
 
 def decode(
     crystals: Crystals,
-    primitive=False,  # primitive cells instead of conventional ones
-) -> list:  # of pymatgen Structure
-    "Crystals as pymatgen structures with exactly the symmetry of their space groups, or more."
+    primitive=False,  # whether to return primitive cells instead of conventional ones
+) -> list:  # of pymatgen Structures
+    "Turn crystals into structures that have exactly the symmetry of their space groups, or more."
     c = check_crystals(crystals).to("cpu").to(torch.float64)
     cells = unit_cells(*snap_to_wyckoff(c))
     return to_structures(to_primitive(cells) if primitive else cells)
 
 # %% ../nbs/13_structures.ipynb #c71c348f
-def _symop(op):
-    "One symmetry operation as in a CIF: '-x+y, x, z+1/3'."
+def _symop(
+    op: Tensor,  # (3,4) rotation, entries -1, 0 and 1, and translation, fractional coordinates
+) -> str:  # such as '-x+y, x, z+1/3'
+    "Write a symmetry operation as in a CIF."
 
     def component(rotation, translation):
         terms = [f"{'-' if r < 0 else '+'}{axis}" for axis, r in zip("xyz", rotation) if r]
-        shift = Fraction(translation).limit_denominator(24)
+        # translations are multiples of 1/24; modulo 1 comes last, so that 0.9999999 becomes 0
+        shift = Fraction(translation).limit_denominator(UNIT) % 1
         if shift:
             terms.append(f"{shift.numerator:+d}/{shift.denominator}")
         return "".join(terms).lstrip("+")
 
-    return ", ".join(component(row[:3], row[3] % 1) for row in op.tolist())
+    return ", ".join(component(row[:3], row[3]) for row in op.tolist())
 
 
+# names in a CIF, after "_cell_" and "_atom_site_"
 CELL_KEYS = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 SITE_KEYS = (
     "label",
@@ -544,14 +610,15 @@ SITE_KEYS = (
 
 
 def _cif_header(
-    structure,  # conventional cell
-    G,  # space group
-    name,  # of the data block; None for the formula
-):  # list of lines
-    "Formula, cell and symmetry of a CIF, and the head of its table of sites."
+    structure,  # pymatgen Structure, conventional cell
+    G: int,  # space group
+    name,  # name of the data block; None: the formula
+) -> list:  # of lines
+    "Write formula, cell and symmetry of a CIF, and the column names of its table of sites."
     from pymatgen.symmetry.groups import sg_symbol_from_int_number
 
     reduced, formula_units = structure.composition.get_reduced_formula_and_factor()
+    # a block's name may hold printable ASCII without spaces only
     block = re.sub(r"[^!-~]", "_", str(reduced if name is None else name))
     parameters = zip(CELL_KEYS, structure.lattice.parameters)
     return [
@@ -571,26 +638,27 @@ def _cif_header(
 
 
 def _cif_sites(
-    c,  # one crystal, on its positions
-    w,  # (n,) Wyckoff position of each site
-):  # list of lines
-    "The table of sites of a CIF."
+    c: Crystals,  # one crystal with n sites, which lie exactly on their positions
+    w: Tensor,  # (n,) Wyckoff position of each site
+) -> list:  # of lines
+    "Write the rows of the table of sites, with values in the order of SITE_KEYS."
     from pymatgen.core import Element
 
     rows = zip(c.a.tolist(), wyckoff_labels(w), wyckoff_table().mult[w].tolist(), c.x.tolist())
     lines = []
     for i, (Z, label, multiplicity, x) in enumerate(rows):
-        e = Element.from_Z(Z).symbol
+        symbol = Element.from_Z(Z).symbol
+        letter = label[-1]  # 'a' of '4a'
         coordinates = " ".join(f"{v:.8f}" for v in x)
-        lines.append(f"{e}{i} {e} {multiplicity} {label[-1]} {coordinates} 1")
+        lines.append(f"{symbol}{i} {symbol} {multiplicity} {letter} {coordinates} 1")
     return lines
 
 
 def to_cif(
     crystals: Crystals,
-    names=None,  # a name for each, written as the data block's
-) -> list:  # of str
-    "Crystals as CIF text with space group, operations and asymmetric cell."
+    names=None,  # list of names of the data blocks, one for each crystal; None: the formulas
+) -> list:  # of str, one for each crystal
+    "Write crystals as texts of CIFs, with space group, operations and one atom of each orbit."
     c, w = snap_to_wyckoff(check_crystals(crystals).to("cpu").to(torch.float64))
     if names is None:
         names = [None] * len(c)
