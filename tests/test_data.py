@@ -1,4 +1,4 @@
-"The data that come with the package, and data sets of one's own."
+"Test the data that come with the package, and data sets of one's own."
 
 import csv
 import gzip
@@ -33,7 +33,7 @@ from symmbfn.reconstruct import snap_to_wyckoff
 from symmbfn.structures import decode, encode, read_cif, read_sources, to_cif, to_structure
 
 PACKAGE = Path(str(files("symmbfn")))
-SHIPPED = {  # start of the SHA-256 of the content, and bytes at most
+SHIPPED = {  # file -> start of the SHA-256 of its content, and how many bytes it may have
     "mp20.safetensors": ("f6f1817f648919b3", 6e6),
     "mp_hull.csv.gz": ("b41bebb5b371f8e3", 1.5e6),
     "element_references.csv": ("03691f67d79ecb69", 1e4),
@@ -43,11 +43,13 @@ SHIPPED = {  # start of the SHA-256 of the content, and bytes at most
 
 @pytest.fixture(scope="module")
 def mp20():
+    "The three splits of MP-20 as Datasets."
     return load_mp20()
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    "An empty folder for caches in each test."
     monkeypatch.setenv("SYMMBFN_CACHE", str(tmp_path / "cache"))
 
 
@@ -58,12 +60,13 @@ def source_folder():
 
 
 def largest_distance(x, y):
-    "Largest difference of fractional coordinates, whichever cell they are in."
+    "Largest difference of fractional coordinates modulo 1."
     step = (x - y).abs()
     return float(step.minimum(1 - step).max())
 
 
 def hull_table():
+    "Rows of the hull's table, as dicts of text."
     with gzip.open(PACKAGE / "mp_hull.csv.gz", "rt", newline="") as f:
         return list(csv.DictReader(f))
 
@@ -125,8 +128,10 @@ def test_crystals_survive_a_cif(mp20):
 
 
 def test_energies_agree_with_the_hull(mp20):
-    """No crystal is below the lowest energy of its formula, unless that one was fitted ("legacy").
-    Energies above the hull are differences to the hull's known energies."""
+    """Test the energies of the data against the table of the hull.
+
+    No crystal is below the lowest energy of its formula, unless that energy was fitted ("legacy").
+    The energy of a crystal minus that above the hull is the hull's known energy."""
     table = {row["formula"]: row for row in hull_table()}
     d = mp20["val"][::3]
     formulas = [s.composition.reduced_formula for s in decode(d.crystals, primitive=True)]
@@ -146,7 +151,9 @@ def test_energies_agree_with_the_hull(mp20):
 
 
 def test_mp20_is_what_its_source_says(mp20, tmp_path):
-    "Every twentieth row is encoded anew if the source is there. What is shipped can be written again."
+    """Every twentieth row is encoded again, if the source is there, and is what is shipped.
+
+    In any case, writing what is shipped makes the same file."""
     rebuilt = encode_mp20(slice(None, None, 20)) if source_folder() else {}
     for split, part in rebuilt.items():
         shipped = mp20[split][::20]
@@ -178,8 +185,10 @@ def test_hull_is_what_its_source_says(tmp_path):
 
 
 def test_fingerprints_are_those_of_the_test_set(mp20, tmp_path):
-    """They are computed anew, from the CIF if the source is there, else from what is shipped: there
-    the atoms are moved onto exact symmetry, so that fingerprints of the structure are only near."""
+    """Some fingerprints are computed again, from the CIF if the source is there.
+
+    Otherwise from the shipped crystals, in which atoms are moved onto exact symmetry, so that the
+    fingerprints of the structure agree less closely."""
     from symmbfn.metrics import composition_fingerprint, structure_fingerprint
 
     prints = {k: v.numpy() for k, v in load_fingerprints().items()}
@@ -208,7 +217,7 @@ def test_fingerprints_are_those_of_the_test_set(mp20, tmp_path):
 
 @pytest.fixture(scope="module")
 def some(mp20):
-    "Twenty crystals as rows of a table."
+    "Twenty crystals as rows of a table, dicts with id, cif, gap and note."
     d = mp20["test"][::450]
     gaps = ["" if gap != gap else f"{gap:.3f}" for gap in d.properties["band_gap"].tolist()]
     texts = to_cif(d.crystals, d.ids)
@@ -216,12 +225,16 @@ def some(mp20):
 
 
 def write_table(path, rows):
+    "Write a CSV file with a row for each dict. Returns the path."
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as f:
         out = csv.DictWriter(f, list(rows[0]))
         out.writeheader()
         out.writerows(rows)
     return path
+
+
+# each of these writes the rows into a folder, and returns the path for `load_data`
 
 
 def make_csv(path, rows):
@@ -281,6 +294,7 @@ def test_every_kind_of_file_gives_the_same_data(tmp_path, some, make, capsys):
 
 
 def cached(tmp_path):
+    "Names of the data sets in the cache."
     return (p.name for p in (tmp_path / "cache" / "datasets").glob("*.safetensors"))
 
 
@@ -304,7 +318,7 @@ def test_bad_rows_are_counted_and_listed(tmp_path, some, capsys):
 
 
 def refusals(rows):
-    "Rows that are refused, and words of the reason."
+    "Pairs of rows that are refused and words in the message."
     return [
         ([*rows, rows[0]], "identifier"),
         ([dict(rows[0], cif="")], "none of 1 crystals can be used"),
@@ -342,7 +356,7 @@ def test_a_cache_that_cannot_be_written_loses_nothing(tmp_path, some, monkeypatc
 
 @pytest.mark.parametrize("how", ["script", "standard input"])
 def test_workers_start_from_a_plain_script(tmp_path, some, how):
-    "Without `if __name__ == '__main__':`, and from text that is piped into Python."
+    "The script has no `if __name__ == '__main__':`, and may be piped into Python."
     make_csv(tmp_path, some)
     code = "import symmbfn\ndata = symmbfn.load_data('mine.csv', workers=2)\n"
     code += "print(len(data['train']), 'to train')\n"

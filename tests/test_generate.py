@@ -1,4 +1,4 @@
-"What is asked for is what comes, with the weights of the package: in any batch, for any request."
+"Test with the package's weights that crystals are what is asked for, whatever the batch size."
 
 import pytest
 import torch
@@ -21,14 +21,15 @@ def wrapped(difference):
 
 
 def sample(trained, n, **options):
+    "Sample n crystals in float32, in which the batch size may only change the rounding."
     return sample_crystals(trained.model, trained.prior, n, precision="float32", **options)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_same_seed_gives_the_same_crystals_in_any_batch(trained, batch_size):
-    """The same elements on the same positions.
+    """Elements and positions are the same for any batch size.
 
-    Coordinates agree up to the rounding of float32, which the steps of the sampler amplify."""
+    Coordinates agree up to rounding in float32, which the steps of the sampler amplify."""
     whole = sample(trained, 24, batch_size=256, seed=3)
     other = sample(trained, 24, batch_size=batch_size, seed=3)
     for name in ("G", "b", "a", "S"):
@@ -38,20 +39,23 @@ def test_the_same_seed_gives_the_same_crystals_in_any_batch(trained, batch_size)
 
 
 def maps_onto_itself(frac, Z, operations):
-    "Whether every operation maps every atom onto an atom of the same element."
+    """Whether every operation maps every atom onto an atom of the same element.
+
+    frac (n,3) and Z (n,) belong to the atoms of one cell, operations (m,3,4) are affine maps."""
     images = torch.einsum("oij,aj->oai", operations[:, :, :3], frac) + operations[:, None, :, 3]
-    distance = wrapped(images[:, :, None] - frac).abs().amax(-1)  # (operations, atoms, atoms)
+    distance = wrapped(images[:, :, None] - frac).abs().amax(-1)  # (m,n,n)
     same_element = Z[:, None] == Z
     return bool((same_element & (distance < 1e-6)).any(-1).all())
 
 
 def test_crystals_have_the_operations_of_the_group_asked_for(trained):
-    "So the group is G or a supergroup of it, in all of them."
+    "The group of each crystal is the one asked for, or a supergroup of it."
     crystals = sample(trained, 40, seed=5)
     cells = unit_cells(*snap_to_wyckoff(crystals))
     for i, G in enumerate(crystals.G.tolist()):
-        own = cells.b == i
-        assert maps_onto_itself(cells.frac[own], cells.Z[own], symmetry_operations(G)), (i, G)
+        of_crystal = cells.b == i
+        frac, Z = cells.frac[of_crystal], cells.Z[of_crystal]
+        assert maps_onto_itself(frac, Z, symmetry_operations(G)), (i, G)
 
 
 PAIRS = [("Li,Mg", "cubic"), ("Li,O", "monoclinic"), ("Mg,O", "hexagonal")]
@@ -83,8 +87,8 @@ def test_impossible_requests_are_refused_before_anything_is_sampled(trained, req
 
 
 def test_positions_of_known_crystals_are_those_the_decoder_gives_them():
-    """Compositions are planned with the positions that MP-20's crystals have.
+    """`wyckoff_positions`, which counts positions in the data, agrees with the decoder.
 
-    There they are found site by site, in the decoder jointly; MP-20 is exactly symmetric."""
+    The former looks at each site by itself, the latter at all sites of a crystal together."""
     crystals = load_mp20()["val"].crystals
     assert wyckoff_positions(crystals).equal(snap_to_wyckoff(crystals)[1])

@@ -1,4 +1,4 @@
-"The package as a whole: layers, imports, files, notebooks."
+"Test the package as a whole: the order of modules, imports, files, notebooks."
 
 import ast
 import subprocess
@@ -17,25 +17,28 @@ TRAINING_NEEDS = {"torch", "numpy", "safetensors"}
 
 
 def module_of(path):
-    "The module that a notebook exports, or None."
+    "Name of the module that a notebook exports, or None."
     for cell in nbformat.read(path, 4).cells:
         if "#| default_exp" in cell.source:
             return cell.source.split("#| default_exp")[1].split()[0]
 
 
+# module -> number of the notebook that exports it
 NUMBERS = {module_of(path): int(path.name[:2]) for path in NOTEBOOKS if module_of(path)}
 
 
 def imported_names(module):
-    "What a module imports anywhere in it, such as 'torch.nn' or 'symmbfn.core'."
+    "Everything that a module imports, also inside functions, such as 'torch.nn', 'symmbfn.core'."
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            package = "symmbfn." * bool(node.level) + (node.module or "")
-            if package.strip(".") == "symmbfn":
+            # `from .core import K` has level 1 and module 'core'
+            package = "symmbfn." if node.level else ""
+            package += node.module or ""
+            if package.strip(".") == "symmbfn":  # `from symmbfn import core`
                 names |= {f"symmbfn.{alias.name}" for alias in node.names}
             else:
                 names.add(package)
@@ -43,12 +46,12 @@ def imported_names(module):
 
 
 def modules_imported(module):
-    "The modules of symmbfn that a module imports."
+    "Names of the symmbfn modules that a module imports."
     return {n.split(".")[1] for n in imported_names(module) if n.startswith("symmbfn.")}
 
 
 def packages_imported(module):
-    "The packages beside symmbfn and the standard library that a module imports."
+    "Names of the packages that a module imports, without symmbfn and the standard library."
     names = {name.split(".")[0] for name in imported_names(module)}
     return names - {"symmbfn"} - sys.stdlib_module_names
 
@@ -66,12 +69,15 @@ def test_a_module_imports_only_smaller_numbers(module):
 
 @pytest.mark.parametrize("module", sorted(m for m in NUMBERS if NUMBERS[m] <= 12))
 def test_00_to_12_need_torch_numpy_and_safetensors_alone(module):
-    "Kernels in Triton come in where there is a GPU, and Triton then comes with torch."
+    "Kernels need Triton too, but only where there is a GPU, and there Triton comes with torch."
     assert packages_imported(module) <= TRAINING_NEEDS | {"triton"}
 
 
 def test_the_base_install_has_what_the_modules_import():
-    "Notebook 17 draws, which needs the packages of the notebooks."
+    """settings.ini requires every package that a module imports.
+
+    Notebook 17 is left out: it draws figures, which needs the packages of the notebooks. Triton
+    comes with torch, and monty with pymatgen."""
     settings = (ROOT / "settings.ini").read_text()
     base = settings.split("\nrequirements =")[1].split("\nnotebooks_requirements =")[0]
     for module in set(NUMBERS) - {"figures"}:
@@ -80,7 +86,7 @@ def test_the_base_install_has_what_the_modules_import():
 
 
 def packages_loaded_by(statement):
-    "Packages that are loaded after a statement in a process of its own."
+    "Names of the packages that are loaded after a statement in a new process."
     code = f"import sys; {statement}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -98,9 +104,7 @@ def test_training_loads_torch_numpy_and_safetensors_alone():
     assert own - packages_loaded_by("import torch, numpy, safetensors.torch") == {"symmbfn"}
 
 
-@pytest.mark.parametrize(
-    "name", ["encode", "decode", "load_data", "load", "generate", "evaluate"]
-)
+@pytest.mark.parametrize("name", ["encode", "decode", "load_data", "load", "generate", "evaluate"])
 def test_public_name_is_there(name):
     code = f"import symmbfn; assert callable(symmbfn.{name}) and '{name}' in dir(symmbfn)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -115,7 +119,7 @@ def test_a_name_that_is_not_there_is_an_error():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_fit_to_read(path):
-    "A title, outputs without errors or paths of a machine, and a size that the web shows."
+    "It has a title, and outputs without errors or paths of a machine, and GitHub can show it."
     page = nbformat.read(path, 4)
     outputs = [o for cell in page.cells if cell.cell_type == "code" for o in cell.outputs]
     assert page.cells[0].source.startswith("# ")
@@ -129,5 +133,5 @@ def test_notebook_is_fit_to_read(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_have_names_of_their_own(path):
-    names = [cell.id for cell in nbformat.read(path, 4).cells]
-    assert len(set(names)) == len(names)
+    ids = [cell.id for cell in nbformat.read(path, 4).cells]
+    assert len(set(ids)) == len(ids)

@@ -1,7 +1,7 @@
-"""The examples of README run as they stand there, each in an empty folder.
+"""Test that the examples in README run as they stand, each in an empty folder.
 
-A block that cannot be run here, since it installs something or takes minutes, has a comment before
-it, which no reader sees and which says why: `<!-- not run: five minutes -->`.
+A block that cannot be run here, since it installs something or takes minutes, comes after a comment
+that says why and that the page doesn't show: `<!-- not run: five minutes -->`.
 """
 
 import os
@@ -20,19 +20,20 @@ COMMANDS = {"python": [sys.executable, "-"], "sh": ["bash", "-e"]}
 
 
 def examples():
-    "Language and code of each block that is to be run."
-    found = BLOCK.finditer(README.read_text(encoding="utf-8"))
-    return [(block["language"], block["code"]) for block in found if not block["comment"]]
+    "List of pairs (language, code), one for each block that is to be run."
+    blocks = BLOCK.finditer(README.read_text(encoding="utf-8"))
+    return [(block["language"], block["code"]) for block in blocks if not block["comment"]]
 
 
-def first_line(value):
-    "A name for a test: the first line that does something."
+def first_lines(value):
+    "Name a test by the first two lines of its code that aren't imports, shortened."
     lines = [line for line in value.splitlines() if not line.startswith("import ")]
     return "".join(lines[:2]).strip()[:60]
 
 
-@pytest.mark.parametrize("language, code", examples(), ids=first_line)
+@pytest.mark.parametrize("language, code", examples(), ids=first_lines)
 def test_example_runs_as_it_stands(language, code, tmp_path):
+    # as for a reader, who has no folder with the source of the data
     environment = {k: v for k, v in os.environ.items() if k != "SYMMBFN_DATA"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
