@@ -386,7 +386,9 @@ def _element_legend(ax, structure):
         marker = dict(marker="o", ms=6.5, mew=0.5, mfc=colour, mec=0.4 * colour)
         handles.append(Line2D([], [], ls="", **marker))
     place = dict(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(elements))
-    ax.legend(handles, elements, borderpad=0.2, handletextpad=0, columnspacing=0.8, **place)
+    size = 8 if len(elements) < 6 else 6  # as wide as the crystal
+    layout = dict(borderpad=0.2, handletextpad=0, columnspacing=0.8, fontsize=size)
+    ax.legend(handles, elements, **layout, **place)
 
 
 def _heading(structure):
