@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'EYE_DISTANCE', 'LIGHT', 'CORNERS', 'ANGLES', 'CIRCLE', 'BALL_LAYERS', 'EDGES',
-           'STICK_RADIUS', 'EDGE_RADIUS', 'EDGE_COLOUR', 'NOBLE_GASES', 'ROW_EDGES', 'CRYSTAL_SYSTEMS', 'HISTOGRAMS',
-           'LOSS_TITLES', 'style', 'figure', 'atoms_in_closed_cell', 'element_colour', 'covalent_radius',
-           'drawn_radius', 'site_elements', 'find_bonds', 'view_frame', 'perspective', 'Piece', 'shade', 'ball',
-           'stick', 'cut_at_balls', 'scene_pieces', 'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'compact',
-           'table_cell', 'periodic_table', 'crystal_system', 'Histogram', 'plot_distributions', 'read_log',
-           'trailing_mean', 'plot_losses', 'live_progress']
+           'STICK_RADIUS', 'EDGE_RADIUS', 'EDGE_COLOUR', 'NOBLE_GASES', 'ROW_EDGES', 'HISTOGRAMS', 'LOSS_TITLES',
+           'style', 'figure', 'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius',
+           'site_elements', 'find_bonds', 'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick',
+           'cut_at_balls', 'scene_pieces', 'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'compact',
+           'table_cell', 'periodic_table', 'Histogram', 'plot_distributions', 'read_log', 'trailing_mean',
+           'plot_losses', 'live_progress']
 
 # %% ../nbs/17_figures.ipynb #074f4f24
 import csv
@@ -30,6 +30,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.lines import Line2D
 
 from .core import CHANNELS, GROUPS
+from .lattice import CRYSTAL_SYSTEMS, crystal_system
 from .metrics import class_shares, total_variation, wasserstein
 from .train import print_progress
 
@@ -524,24 +525,6 @@ def _table_scale(ax, mesh, label):
     bar.outline.set_visible(False)
 
 # %% ../nbs/17_figures.ipynb #ec4dd2ae
-CRYSTAL_SYSTEMS = {  # the last group of each
-    "triclinic": 2,
-    "monoclinic": 15,
-    "orthorhombic": 74,
-    "tetragonal": 142,
-    "trigonal": 167,
-    "hexagonal": 194,
-    "cubic": 230,
-}
-
-
-def crystal_system(
-    G,  # space groups 1 to 230
-) -> np.ndarray:  # 0 triclinic to 6 cubic
-    "Crystal system of each space group."
-    return np.searchsorted(list(CRYSTAL_SYSTEMS.values()), G)
-
-
 def _title(ax, what, distance):
     ax.set_title(what, loc="left", weight="bold")
     ax.set_title(distance, loc="right", size=7.5, color=GREY)
@@ -562,7 +545,7 @@ def _systems_panel(ax, generated, data, names):
 # %% ../nbs/17_figures.ipynb #6907de6d
 def _groups_panel(ax, generated, data, names):
     "Bars for the 230 space groups: generated above the axis, data below."
-    last = [0, *CRYSTAL_SYSTEMS.values()]
+    last = [0, *(groups[-1] for groups in CRYSTAL_SYSTEMS.values())]
     for i in range(0, 7, 2):
         ax.axvspan(last[i] + 0.5, last[i + 1] + 0.5, color="#F1F1F1", lw=0)
     _group_bars(ax, 100 * class_shares(generated, GROUPS + 1), BLUE, upwards=True)
