@@ -1,6 +1,6 @@
 """The experiments as papermill runs them.
 
-Parameters are obeyed or refused, and every page shows what the command on it makes."""
+Parameters take effect or are refused, and every page shows the outputs of its own command."""
 
 import ast
 import csv
@@ -18,7 +18,7 @@ PAGES = sorted(path.stem for path in (root / "nbs").glob("[23]*.ipynb"))
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    "Execute an experiment with parameters, from an empty folder; returns that folder."
+    "A function that executes an experiment in an empty folder and returns that folder."
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.chdir(tmp_path)
 
@@ -35,6 +35,7 @@ def run(tmp_path, monkeypatch):
 
 
 def read_csv(path):
+    "A dict for each row of a CSV file."
     with open(path) as file:
         return list(csv.DictReader(file))
 
@@ -57,7 +58,7 @@ SMALL = dict(
 
 
 def test_train_then_sample(run):
-    "A run leaves its files, and another experiment takes its model."
+    "A training run leaves its files in its folder, and 21_sample takes its model from there."
     folder = run("20_train", **SMALL) / "run"
     log = read_csv(folder / "log.csv")
     assert [row["epoch"] for row in log] == ["1", "2"]
@@ -75,7 +76,7 @@ def test_train_then_sample(run):
     assert {"2", "4"} <= {row["steps"] for row in rows}
 
 
-WRONG = [
+WRONG = [  # experiment, parameters, words of the error message
     ("20_train", dict(epoch=3), "Unknown parameter epoch"),
     ("20_train", dict(epochs="many"), "Parameter epochs is 'many', but must be int"),
     ("20_train", dict(batch_size=0), "batch_size is 0: give a whole number from 1"),
@@ -97,18 +98,19 @@ def test_wrong_parameters_are_refused_in_one_sentence(run, name, parameters, wor
 
 
 def source(cell):
+    "The text of a cell."
     return "".join(cell["source"])
 
 
 def default_parameters(cells):
-    "The values in the parameters cell of a page."
+    "The values in the parameters cell of a page, by name."
     cell = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
     assignments = [node for node in ast.parse(source(cell)).body if isinstance(node, ast.AnnAssign)]
     return {node.target.id: ast.literal_eval(node.value) for node in assignments}
 
 
 def parameters_of_command(cells, name):
-    "The values that the first command on a page gives, in their place among the defaults."
+    "All parameters of the first papermill command on a page: given there, or the default."
     text = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
     command = re.search(rf"^papermill nbs/{name}\.ipynb.*?[^\\]$", text, re.M | re.S)
     assert command, "the page doesn't say which command made it"
@@ -123,7 +125,7 @@ def parameters_of_command(cells, name):
 
 
 def printed_parameters(cells):
-    "The dictionary that the cell with `check_parameters` shows."
+    "The parameters in the output of the cell that calls `check_parameters`."
     cell = next(c for c in cells if "p = check_parameters(" in source(c))
     assert cell["outputs"], "the page was not run"
     return ast.literal_eval("".join(cell["outputs"][-1]["data"]["text/plain"]))

@@ -1,8 +1,9 @@
 """Training that can be left alone.
 
-Killed at any moment it goes on to the same weights, two processes do what one does, and a recorded
-epoch does what the plain one does."""
+Killed at any moment and restarted, a run ends with the same weights. Several processes compute
+what one does, and a recorded epoch what a plain one does."""
 
+import copy
 import csv
 import math
 import multiprocessing
@@ -51,7 +52,7 @@ def data():
 
 
 def read_log(run_dir):
-    "The rows of a log, without the clock."
+    "The rows of a run's log, without the times."
     with open(run_dir / "log.csv") as file:
         return [row | dict(seconds="") for row in csv.DictReader(file)]
 
@@ -59,12 +60,19 @@ def read_log(run_dir):
 # A run is killed
 
 
-def train_or_die(run_dir, data, config, fatal_replacement):
-    "Train; the process kills itself before it puts file number `fatal_replacement` in its place."
+def train_or_die(
+    run_dir,  # folder of the run
+    data,  # dict of Datasets, 'train' and 'val'
+    config,  # TrainConfig
+    fatal_replacement,  # number of the file, from 0, that is written but not put in place; or None
+):
+    "Train, in a process that kills itself just before it puts a certain file in its place."
     torch.set_num_threads(1)
-    replace, count = os.replace, 0
+    replace = os.replace  # finished files get their names by it
+    count = 0
 
     def counted(source, target):
+        "Replace a file, unless it is the fatal one."
         nonlocal count
         if count == fatal_replacement:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +86,7 @@ def train_or_die(run_dir, data, config, fatal_replacement):
 
 @pytest.fixture
 def start(monkeypatch, data):
-    "Start a process that has torch already, so that it trains in no time."
+    "A function that starts a training process; torch is loaded there already, so it is quick."
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["symmbfn.train", "torch._dynamo"])
@@ -93,12 +101,14 @@ def start(monkeypatch, data):
 
 
 def kill_again_and_again(start, run_dir, config):
-    """Ten processes that are killed, at moments that lean on no machine's speed.
+    """Continue a run in ten processes, one after another, all of which are killed.
 
-    Six of them before they put a file in its place (of the first save or a later one), so that a
-    part of the files is new; four from outside, at some moment after something was written."""
+    Six of them kill themselves before they put a file in its place, in their first or second save,
+    so that only some of the files are new. Four are killed from outside at a random moment after
+    they have saved. None of this depends on the speed of the machine."""
     chance = random.Random(0)
     half_written = 0
+    # a save replaces three files: 0 to 2 are the first save's, 3 to 5 the second's
     for fatal_replacement in (0, 1, 2, 4, 5, 3):
         process = start(run_dir, config, fatal_replacement)
         process.join(120)
@@ -112,11 +122,11 @@ def kill_again_and_again(start, run_dir, config):
         process.join(chance.uniform(0, 0.05))
         process.kill()
         process.join()
-    assert half_written == 6
+    assert half_written == 6  # each of the first six left one file
 
 
 def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path, start):
-    "SIGKILL between any two files and at random moments. The last process is left alone."
+    "Kills between any two files and at random moments; then a process is left to finish the run."
     config = TrainConfig(epochs=150, batch_size=8, validate_every=7, precision="float32")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start(whole, config).join(120)
@@ -135,8 +145,12 @@ def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path, start):
 # A run of several processes
 
 
-def command(folder, run_dir, **options):
-    "The words of the command line."
+def command(
+    folder,  # where the data sets are
+    run_dir,  # name of the run's folder in it
+    **options,  # of the command line, such as batch_size=8
+):
+    "The words of a `symmbfn train` command."
     words = ["symmbfn", "train", str(folder / "train.safetensors")]
     words += ["--val", str(folder / "val.safetensors"), "--run-dir", str(folder / run_dir)]
     words += ["--preset", "base", "--eval-n", "0", "--precision", "float32"]
@@ -148,7 +162,7 @@ def command(folder, run_dir, **options):
 
 
 def execute(words):
-    "Run a command and show what it says if it fails."
+    "Run `python -m` with these words; if that fails, show what it wrote to stderr."
     done = subprocess.run(
         [sys.executable, "-m", *words], env=ENV, capture_output=True, text=True, timeout=180
     )
@@ -156,7 +170,7 @@ def execute(words):
 
 
 def assert_same_run(a, b):
-    "Logs and weights agree but for the order of sums."
+    "Check that two runs have the same logs and weights, up to the rounding of sums."
     log_a, log_b = read_log(a), read_log(b)
     assert len(log_a) == len(log_b) == 4
     for row_a, row_b in zip(log_a, log_b):
@@ -165,25 +179,26 @@ def assert_same_run(a, b):
             assert value == row_b[name] or math.isclose(
                 float(value), float(row_b[name]), rel_tol=1e-4
             ), (name, row_a, row_b)
-    a, b = (load_tensors(run_dir / "model.safetensors")[0] for run_dir in (a, b))
-    for name in a:
-        change = (a[name] - b[name]).double().norm()
-        assert change <= 1e-3 * a[name].double().norm(), name
+    weights_a, weights_b = (load_tensors(run / "model.safetensors")[0] for run in (a, b))
+    for name, v in weights_a.items():
+        difference = (v - weights_b[name]).double().norm()
+        assert difference <= 1e-3 * v.double().norm(), name
 
 
 @pytest.mark.parametrize("count, batch_size", [(2, 10), (3, 8)])
 def test_several_processes_have_the_loss_curve_of_one(tmp_path, data, count, batch_size):
-    """The last process has nothing of some batches.
+    """Two processes, and three, one of which has no crystals in some batches.
 
-    41 crystals are 4 batches of 8 and one of 9, or 6 batches of 7 but for one, in which large
-    crystals leave a process without any. With two processes the run is also stopped after its
-    first epoch and goes on."""
+    41 crystals are four batches of 8 and one of 9, or five of 7 and one of 6. The largest crystal
+    has more than half of its batch's messages, which leaves one of three processes without any.
+    With two processes the run is also stopped after its first epoch and continued."""
     for split in ("train", "val"):
         save_dataset(tmp_path / f"{split}.safetensors", data[split])
     options = dict(epochs=4, batch_size=batch_size, validate_every=2, schedule="cosine")
     execute(command(tmp_path, "alone", **options))
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m"]
-    for minutes in (0, 9) if count == 2 else (9,):
+    sessions = (0, 9) if count == 2 else (9,)  # minutes; with 0 it stops after an epoch
+    for minutes in sessions:
         execute([*launch, *command(tmp_path, "together", max_minutes=minutes, **options)])
     assert_same_run(tmp_path / "alone", tmp_path / "together")
 
@@ -192,18 +207,16 @@ def test_several_processes_have_the_loss_curve_of_one(tmp_path, data, count, bat
 
 
 def play_again(step, generator):
-    "For a CUDA graph where there is no GPU: it does the step again. Recording takes a step."
+    "A stand-in for `record_cuda_graph` without a GPU: takes the step now and at every replay."
     step()
     return step
 
 
 def double_precision_run(crystals, optimizer):
-    "The state of a run in which everything is computed in float64."
+    "The state of a new run in which everything is computed in float64."
     torch.manual_seed(0)
     settings = BASE | dict(hidden=32, embed=8, layers=1, freqs=2)
     model = Model(**settings).standardise(crystals).double()
-    torch.manual_seed(0)
-    ema = Model(**settings).standardise(crystals).double()
     optimizers = make_optimizers(model, 1e-3, optimizer)
     for o in optimizers:
         if isinstance(o, Muon):
@@ -214,7 +227,7 @@ def double_precision_run(crystals, optimizer):
         origin={},
         prior=None,
         model=model,
-        ema=ema,
+        ema=copy.deepcopy(model),
         optimizers=optimizers,
         epochs=1,
         steps_per_epoch=3,
@@ -222,7 +235,7 @@ def double_precision_run(crystals, optimizer):
 
 
 def plain_epoch(state, crystals, n_sites):
-    "An epoch without padding, with the noise of a recorded one; mean losses."
+    "Train for an epoch without padding, with a recorded epoch's times and noise: mean losses."
     generator = epoch_generator(state.config.seed, 1)
     sums = 0
     for index in stratified_batches(crystals.n, state.config.batch_size, generator):
@@ -248,16 +261,16 @@ def weights_of(model):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_recorded_epochs_are_those_of_single_batches(data, optimizer):
-    """What a GPU plays back, against steps on the same crystals without padding.
+    """An epoch of padded batches, as a GPU replays it, against steps on the same crystals alone.
 
-    All is computed in float64, Muon's iteration too, so that the two ways differ by nothing but
-    the order of sums, whatever the processor: by 1e-12 of the change or so, where a crystal that
-    counts twice or not at all makes a difference of 1e-2."""
+    All is computed in float64, Muon's iteration too, so that the two differ only by the order of
+    sums, on any processor: by about 1e-12 of the change of the weights. A crystal that counted
+    twice or not at all would make a difference of 1e-2."""
     crystals = data["train"].crystals
     state, plain, untrained = (double_precision_run(crystals, optimizer) for _ in range(3))
     recorded = RecordedEpoch(state, crystals, None, play_again)
     assert weights_of(state.model).equal(weights_of(plain.model))
-    for o in state.optimizers:
+    for o in state.optimizers:  # the recording has left no trace
         assert not any(v.any() for moments in o.state.values() for v in moments.values())
     losses = recorded(1)
     expected = plain_epoch(plain, crystals, recorded.n_sites)
