@@ -471,7 +471,7 @@ COLUMNS = [  # of every log.csv; evaluations add columns eval_...
 ]
 
 
-_PROGRESS = ("epochs", "step", "rows", "seconds")  # fields of RunState, beside `origin`
+_PROGRESS = ("epochs", "step", "rows", "seconds")  # fields of RunState that a checkpoint holds too
 
 
 def _pack(
