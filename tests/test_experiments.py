@@ -1,19 +1,12 @@
-"""The experiments as papermill runs them.
+"The experiments as papermill runs them: parameters take effect or are refused."
 
-Parameters take effect or are refused, and every page shows the outputs of its own command."""
-
-import ast
 import csv
-import json
-import re
-import shlex
 from pathlib import Path
 
 import papermill
 import pytest
 
 root = Path(__file__).parent.parent
-PAGES = sorted(path.stem for path in (root / "nbs").glob("[23]*.ipynb"))
 
 
 @pytest.fixture
@@ -95,46 +88,3 @@ def test_wrong_parameters_are_refused_in_one_sentence(run, name, parameters, wor
     with pytest.raises(papermill.PapermillExecutionError, match=words):
         run(name, **parameters)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "nowhere").exists()
-
-
-def source(cell):
-    "The text of a cell."
-    return "".join(cell["source"])
-
-
-def default_parameters(cells):
-    "The values in the parameters cell of a page, by name."
-    cell = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
-    assignments = [node for node in ast.parse(source(cell)).body if isinstance(node, ast.AnnAssign)]
-    return {node.target.id: ast.literal_eval(node.value) for node in assignments}
-
-
-def parameters_of_command(cells, name):
-    "All parameters of the first papermill command on a page: given there, or the default."
-    text = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
-    command = re.search(rf"^papermill nbs/{name}\.ipynb.*?[^\\]$", text, re.M | re.S)
-    assert command, "the page doesn't say which command made it"
-    words = shlex.split(command[0])
-    values = default_parameters(cells)
-    for i, word in enumerate(words):
-        if word == "-p":
-            kind = type(values[words[i + 1]])
-            value = words[i + 2]
-            values[words[i + 1]] = value == "True" if kind is bool else kind(value)
-    return values
-
-
-def printed_parameters(cells):
-    "The parameters in the output of the cell that calls `check_parameters`."
-    cell = next(c for c in cells if "p = check_parameters(" in source(c))
-    assert cell["outputs"], "the page was not run"
-    return ast.literal_eval("".join(cell["outputs"][-1]["data"]["text/plain"]))
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_shows_the_outputs_of_its_command(name):
-    "The command in the text and the parameters printed below it are the same."
-    cells = json.loads((root / "nbs" / f"{name}.ipynb").read_text())["cells"]
-    if not any("check_parameters(" in source(c) for c in cells):
-        pytest.skip("a page without parameters")
-    assert printed_parameters(cells) == parameters_of_command(cells, name)
