@@ -17,7 +17,7 @@ def test_notebook(path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
