@@ -35,8 +35,8 @@ from symmbfn.core import (
     wrap,
 )
 from .data import EmpiricalPrior, load_tensors, save_tensors
-from .lattice import constrain, free_components
-from .net import Net
+from .lattice import constrain, free_components, k_to_lattice
+from .net import Net, likely_positions, nearest_images
 from .wyckoff import wyckoff_table
 
 # %% ../nbs/08_model.ipynb #9b41625d
@@ -126,6 +126,8 @@ PAPER = (
     | {channel.weight_setting: channel.loss_weight for channel in CHANNELS}
     | dict(hidden=512, embed=128, layers=6, freqs=128)  # the network
     | dict(mask_site_symmetries=False)  # whether only those count that G has
+    | dict(images=False)  # whether sites listen to their nearest images (07)
+    | dict(evidence=False)  # whether sites share the evidence about their elements (07)
     | dict(properties=[])  # names of what crystals can be asked for by
 )
 BASE = PAPER | dict(
@@ -165,11 +167,15 @@ def _check_setting(name, value):
 
 
 def check_settings(settings: dict):
-    "Raise a ValueError that names the setting if one is unknown or has a wrong value."
+    """Raise a ValueError that names the setting if one is unknown or has a wrong value.
+
+    Images are measured with what the residual reading knows, so they go with no other."""
     if unknown := sorted(settings.keys() - PAPER.keys()):
         raise ValueError(f"Unknown settings {', '.join(unknown)}: choose among {', '.join(PAPER)}.")
     for name, value in settings.items():
         _check_setting(name, value)
+    if settings["images"] and settings["parameterization"] != "residual":
+        raise ValueError("A network with images needs the setting parameterization='residual'.")
     if settings["embed"] % 2:
         raise ValueError(f"Setting embed is {settings['embed']}: give an even number.")
 
@@ -279,6 +285,8 @@ class Model(nn.Module):
             *[self.settings[name] for name in ("hidden", "embed", "layers", "freqs")],
             use_n_atoms=self.settings["mask_site_symmetries"],
             properties=n_properties,
+            images=self.settings["images"],
+            evidence=self.settings["evidence"],
         )
         for channel in CHANNELS:
             if channel.kind == "continuous":
@@ -405,8 +413,23 @@ class Model(nn.Module):
         seen = per_channel(rescale)
         seen = replace(seen, k=seen.k * free_components(G.device)[G])
         variance = message_variance(t, self.settings["sigma_x"])
-        scores = self.net(seen, t, G, b, var=variance, log_n_atoms=log_n_atoms, y=y)
+        more = self.surroundings(masked, seen.x, variance, t, G, b)
+        scores = self.net(seen, t, G, b, var=variance, log_n_atoms=log_n_atoms, y=y, **more)
         return per_channel(estimate)
+
+    def surroundings(self, beliefs, y, variance, t, G, b):
+        "What a network with images or evidence needs besides: arguments of `Net.forward`."
+        if self.settings["evidence"]:
+            more = dict(p_a=beliefs.a)
+        else:
+            more = {}
+        if not self.settings["images"]:
+            return more
+        channel = CHANNELS[0]  # the lattice
+        k, k_std = self.guess(channel, beliefs.k, channel_time(channel, t, b))
+        lattice = k_to_lattice(constrain(k.detach().clamp(-60, 60), G))
+        w = likely_positions(y, beliefs.S, G, b, variance.clamp(max=X_STD**2))
+        return more | dict(images=nearest_images(y, w, b, lattice), k_std=k_std)
 
     def rescaled(self, channel, belief, time):
         "A belief on a scale that stays: numbers standardised or wrapped, probabilities enlarged."
