@@ -419,17 +419,15 @@ class Model(nn.Module):
 
     def surroundings(self, beliefs, y, variance, t, G, b):
         "What a network with images or evidence needs besides: arguments of `Net.forward`."
-        if self.settings["evidence"]:
-            more = dict(p_a=beliefs.a)
-        else:
-            more = {}
+        more = dict(p_a=beliefs.a) if self.settings["evidence"] else {}
         if not self.settings["images"]:
             return more
         channel = CHANNELS[0]  # the lattice
         k, k_std = self.guess(channel, beliefs.k, channel_time(channel, t, b))
         lattice = k_to_lattice(constrain(k.detach().clamp(-60, 60), G))
-        w = likely_positions(y, beliefs.S, G, b, variance.clamp(max=X_STD**2))
-        return more | dict(images=nearest_images(y, w, b, lattice), k_std=k_std)
+        w, certainty = likely_positions(y, beliefs.S, G, b, variance.clamp(max=X_STD**2))
+        images = nearest_images(y, w, b, lattice, certainty=certainty)
+        return more | dict(images=images, k_std=k_std)
 
     def rescaled(self, channel, belief, time):
         "A belief on a scale that stays: numbers standardised or wrapped, probabilities enlarged."

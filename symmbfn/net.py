@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WAVES', 'FLOOR', 'N_IMAGES', 'ATOMS_WITHIN', 'SAME', 'BUMPS', 'GEOMETRY', 'SCORE_DIM', 'LEAST_P', 'X_FLOOR',
            'K_FLOOR', 'HAS_TRITON', 'ROWS', 'COLS', 'WIDE', 'f_pos', 'f_property', 'f_fourier', 'mlp', 'EdgeIndex',
-           'edge_index', 'plain_edge_preactivation', 'plain_aggregate', 'DenseBlocks', 'dense_blocks', 'split_blocks',
-           'EdgeSum', 'gather', 'silu', 'edge_preactivation', 'aggregate', 'likely_positions', 'Images',
-           'nearest_images', 'image_geometry', 'ImageMessages', 'SharedEvidence', 'Layer', 'Net', 'net_flop',
-           'EdgePreactivation', 'Aggregate']
+           'edge_index', 'plain_edge_activation', 'plain_aggregate', 'DenseBlocks', 'dense_blocks', 'split_blocks',
+           'EdgeSum', 'gather', 'silu', 'edge_activation', 'aggregate', 'likely_positions', 'Images', 'nearest_images',
+           'image_geometry', 'ImageMessages', 'SharedEvidence', 'Layer', 'Net', 'net_flop', 'EdgeActivation',
+           'Aggregate']
 
 # %% ../nbs/07_net.ipynb #6dbd2817
 import importlib.util
@@ -147,7 +147,7 @@ def edge_index(
     return EdgeIndex(**sites, **ends, **edges, **of_pairs)
 
 # %% ../nbs/07_net.ipynb #07a00010
-def plain_edge_preactivation(
+def plain_edge_activation(
     receiver: Tensor,  # (N,H) what each site contributes to the messages it receives
     sender: Tensor,  # (N,H) and to those it sends
     even: Tensor,  # (P+N,H) what each pair contributes to both of its messages
@@ -273,7 +273,7 @@ def silu(v: Tensor) -> Tensor:
     return F.silu(v, inplace=not torch.is_grad_enabled())
 
 
-def edge_preactivation(
+def edge_activation(
     receiver: Tensor,  # (N,H)
     sender: Tensor,  # (N,H)
     even: Tensor,  # (P+N,H)
@@ -284,8 +284,8 @@ def edge_preactivation(
     if isinstance(edges, DenseBlocks):
         return silu(EdgeSum.apply(receiver, sender, even, odd, edges))
     if receiver.is_cuda and HAS_TRITON:
-        return EdgePreactivation.apply(receiver, sender, even, odd, edges)
-    return plain_edge_preactivation(receiver, sender, even, odd, edges)
+        return EdgeActivation.apply(receiver, sender, even, odd, edges)
+    return plain_edge_activation(receiver, sender, even, odd, edges)
 
 
 def aggregate(
@@ -311,7 +311,7 @@ def likely_positions(
     G: Tensor,  # (B,) space groups
     b: Tensor,  # (N,) crystal of each site
     variance: Tensor,  # (B,) of each coordinate
-) -> Tensor:  # (N,) Wyckoff positions, as rows of the table
+) -> tuple[Tensor, Tensor]:  # (N,) Wyckoff positions, as rows of the table; (N,) probabilities
     "Find the most probable Wyckoff position of each site, by the formula above."
     table = wyckoff_table(x.device, x.dtype)
     first = table.first[G][b]
@@ -325,7 +325,8 @@ def likely_positions(
     log_width = (3 - table.dof[w]) / 2 * (2 * math.pi * v).log()
     score = x.new_full((len(b), int(column.max()) + 1), -torch.inf)
     score[site, column] = log_axes - distance**2 / (2 * v) - log_width
-    return first + score.argmax(1)
+    probability, best = score.softmax(1).max(1)
+    return first + best, probability
 
 # %% ../nbs/07_net.ipynb #07b00004
 N_IMAGES = 14  # images to which a site listens
@@ -340,7 +341,8 @@ class Images:
     src: Tensor  # (N,n) the site that each is an image of
     vector: Tensor  # (N,n,3) from the site to the image, Angstrom, Cartesian
     weight: Tensor  # (N,n) from 1 near the site to 0 at the first image left out
-    multiplicity: Tensor  # (N,) atoms that the site stands for
+    certainty: Tensor  # (N,) probability of the position that the site is taken to have
+    multiplicity: Tensor  # (N,) atoms that the site stands for on this position
     lattice: Tensor  # (B,3,3) the cell in which vectors were measured, Angstrom
 
 
@@ -371,9 +373,11 @@ def nearest_images(
     w: Tensor,  # (N,) Wyckoff position of each site
     b: Tensor,  # (N,) crystal of each site
     lattice: Tensor,  # (B,3,3) lattice vectors in rows, Angstrom
-    n: int = N_IMAGES,
+    *,
+    certainty=None,  # (N,) probability of each position; None: they are known
 ) -> Images:
-    "Find the n nearest images around each site, once it is moved onto its position."
+    "Find the N_IMAGES nearest images around each site, once it is moved onto its position."
+    n = N_IMAGES
     x, _ = project_onto_position(x, w)
     image, owner = orbit(x, w)
     n_atoms = torch.bincount(b[owner], minlength=len(lattice))
@@ -399,25 +403,28 @@ def nearest_images(
     far[i, place] = distance[chosen]
     weight = 1 - (far / far[:, n:]) ** 6
     multiplicity = wyckoff_table(x.device).mult[w].to(x.dtype)
-    return Images(src[:, :n], vector[:, :n], weight[:, :n], multiplicity, lattice)
+    certainty = torch.ones_like(multiplicity) if certainty is None else certainty
+    return Images(src[:, :n], vector[:, :n], weight[:, :n], certainty, multiplicity, lattice)
 
 # %% ../nbs/07_net.ipynb #07b00006
 BUMPS = 16  # of the encoding of a distance
-GEOMETRY = BUMPS + 3  # features of an image
+GEOMETRY = BUMPS + 5  # features of an image
 
 
 def image_geometry(
     images: Images,
     uncertainty: Tensor,  # (N,) standard deviation of a site's coordinates, Angstrom
 ) -> Tensor:  # (N,n,GEOMETRY)
-    "Describe each image by its distance, by the uncertainty of it, and by whether it is one's own."
+    "Describe each image: distance, how far to trust it, whether it is an image of the site itself."
     distance = images.vector.norm(dim=-1, keepdim=True)
     centre = torch.linspace(0.5, 6, BUMPS).to(distance)
     bumps = torch.exp(-(((distance - centre) / 0.4) ** 2) / 2)
     blur = uncertainty.clamp(math.exp(-3), 5).log()[:, None, None].expand_as(distance)
     site = torch.arange(len(distance), device=distance.device)[:, None]
     own = (images.src == site)[..., None].to(distance)
-    return torch.cat([bumps, blur, (distance / 6).clamp(max=2), own], -1)
+    of_site = images.certainty[:, None, None].expand_as(distance)
+    of_image = images.certainty[images.src][..., None]
+    return torch.cat([bumps, (distance / 6).clamp(max=2), blur, of_site, of_image, own], -1)
 
 
 class ImageMessages(nn.Module):
@@ -519,7 +526,7 @@ class Layer(nn.Module):
         from_images=None,  # (N,hidden//2) sum of the messages from images, for a layer with images
     ) -> Tensor:  # (N,hidden)
         receiver = self.receiver(h) + gather(self.lattice(lattice), edges.crystal)
-        first = edge_preactivation(receiver, self.sender(h), self.even(even), self.odd(odd), edges)
+        first = edge_activation(receiver, self.sender(h), self.even(even), self.odd(odd), edges)
         m = aggregate(self.message(first), edges)
         sums = [m] if from_images is None else [m, from_images]
         return h + self.update(torch.cat([h, *sums], -1))
@@ -584,18 +591,9 @@ class Net(nn.Module):
         edges = self.number_edges(b, len(G))
         h = self.embed_sites(beliefs, self.embed_crystals(t, G, log_n_atoms, y), b)
         odd, even = self.embed_pairs(beliefs.x, b, var, edges)
-        odd, even = odd.to(h.dtype), even.to(h.dtype)
-        lattice = self.f_k(beliefs.k)
-        rows = gather(h, edges.site)
-        if images is not None:
-            surroundings = self.embed_images(images, b, var, edges)
-        messages = from_images = None
-        for layer in self.layers:
-            if images is not None:
-                messages = layer.images(rows, *surroundings)
-                from_images = messages.sum(1)
-            rows = layer(rows, lattice, odd, even, edges, from_images)
-        h = torch.empty_like(rows).index_copy(0, edges.site, rows)
+        pairs = self.f_k(beliefs.k), odd.to(h.dtype), even.to(h.dtype), edges
+        surroundings = None if images is None else self.embed_images(images, b, var, edges)
+        h, messages = self.pass_messages(h, pairs, surroundings)
         scores = Channels(
             k=self.psi_k(segment_mean(h, b, len(G))),
             x=self.psi_x(h),
@@ -603,17 +601,30 @@ class Net(nn.Module):
             S=self.psi_S(h).unflatten(-1, (AXES, OPS)),
         ).to(beliefs.x.dtype)
         if images is not None:
-            messages = torch.empty_like(messages).index_copy(0, edges.site, messages)
             dk, dx = self.pulls(messages, images, b)
-            scores = replace(
-                scores,
-                k=scores.k + dk / (k_std + K_FLOOR),
-                x=scores.x + dx / (var[b].sqrt() + X_FLOOR)[:, None],
-            )
+            dk = dk / (k_std + K_FLOOR)
+            dx = dx / (var[b].sqrt() + X_FLOOR)[:, None]
+            scores = replace(scores, k=scores.k + dk, x=scores.x + dx)
         if self.shared_evidence:
-            shared = self.shared_evidence(h, p_a, b, len(G))
-            scores = replace(scores, a=scores.a + shared.to(scores.a.dtype))
+            shared = self.shared_evidence(h, p_a, b, len(G)).to(scores.a.dtype)
+            scores = replace(scores, a=scores.a + shared)
         return scores
+
+    def pass_messages(self, h, pairs, surroundings):
+        "All layers. Returns the last features (N,hidden), and the last messages from images."
+        edges = pairs[-1]
+        rows = gather(h, edges.site)
+        messages = from_images = None
+        for layer in self.layers:
+            if surroundings is not None:
+                messages = layer.images(rows, *surroundings)
+                from_images = messages.sum(1)
+            rows = layer(rows, *pairs, from_images)
+
+        def by_site(v):
+            return torch.empty_like(v).index_copy(0, edges.site, v)
+
+        return by_site(rows), None if messages is None else by_site(messages)
 
     def embed_images(self, images, b, var, edges):
         "The features of images, the rows they come from, and their weights, in the rows' order."
@@ -626,7 +637,7 @@ class Net(nn.Module):
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def pulls(self, messages, images, b):
-        "The strain of each cell, as a change of k (B,6), and the step of each site, fractional (N,3)."
+        "The strain of each cell, as a change of k (B,6), and each site's step, fractional (N,3)."
         dtype = images.vector.dtype
         pull, distant_pull, stress, distant_stress = (
             self.pull(messages.to(dtype)).unsqueeze(-1).unbind(2)
@@ -726,7 +737,7 @@ def _silu_slope(z):
 
 
 @triton.jit
-def _preactivation(
+def _activation(
     receiver,
     sender,
     even,
@@ -761,7 +772,7 @@ def _preactivation(
 
 # %% ../nbs/07_net.ipynb #33f00008
 @triton.jit
-def _preactivation_to_sites(grad, first, n, place, receiver, sender, H, COLS: tl.constexpr):
+def _activation_to_sites(grad, first, n, place, receiver, sender, H, COLS: tl.constexpr):
     site = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     row_start = tl.load(first + site)
@@ -778,7 +789,7 @@ def _preactivation_to_sites(grad, first, n, place, receiver, sender, H, COLS: tl
 
 
 @triton.jit
-def _preactivation_to_pairs(
+def _activation_to_pairs(
     grad, edge_ij, edge_ji, even, odd, Q, P, H, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
     pair = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -823,21 +834,21 @@ def _grid(rows, H, rows_each=ROWS, cols_each=COLS):
     return triton.cdiv(rows, rows_each), triton.cdiv(H, cols_each)
 
 
-class EdgePreactivation(torch.autograd.Function):
-    "`plain_edge_preactivation` as kernels."
+class EdgeActivation(torch.autograd.Function):
+    "`plain_edge_activation` as kernels."
 
     @staticmethod
     def launch(parts, edges, grad, out, backward):
         M, H = out.shape
         numbers = (edges.dst, edges.src, edges.pair)
-        _preactivation[_grid(M, H)](*parts, *numbers, grad, out, M, H, backward, ROWS, COLS)
+        _activation[_grid(M, H)](*parts, *numbers, grad, out, M, H, backward, ROWS, COLS)
 
     @staticmethod
     def forward(ctx, receiver, sender, even, odd, edges):
         ctx.edges = edges
         ctx.save_for_backward(receiver, sender, even, odd)
         out = receiver.new_empty(len(edges.dst), receiver.shape[1])
-        EdgePreactivation.launch((receiver, sender, even, odd), edges, out, out, False)
+        EdgeActivation.launch((receiver, sender, even, odd), edges, out, out, False)
         return out
 
     @staticmethod
@@ -847,13 +858,13 @@ class EdgePreactivation(torch.autograd.Function):
         grad = grad.contiguous()
         H = grad.shape[1]
         grad_z = torch.empty_like(grad)
-        EdgePreactivation.launch(parts, edges, grad, grad_z, True)
+        EdgeActivation.launch(parts, edges, grad, grad_z, True)
         receiver, sender, even, odd = (torch.empty_like(part) for part in parts)
         of_sites = (edges.first, edges.n, edges.place, receiver, sender)
         grid = _grid(len(edges.n), H, 1, WIDE)
-        _preactivation_to_sites[grid](grad_z, *of_sites, H, WIDE, num_warps=1)
+        _activation_to_sites[grid](grad_z, *of_sites, H, WIDE, num_warps=1)
         of_pairs = (edges.edge_ij, edges.edge_ji, even, odd, len(even), len(odd))
-        _preactivation_to_pairs[_grid(len(even), H)](grad_z, *of_pairs, H, ROWS, COLS)
+        _activation_to_pairs[_grid(len(even), H)](grad_z, *of_pairs, H, ROWS, COLS)
         return receiver, sender, even, odd, None
 
 
