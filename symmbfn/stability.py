@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .core import segment_mean
-from .metrics import MIN_DISTANCE, is_degenerate, shortest_distance
+from .metrics import MIN_DISTANCE, beyond_limits, shortest_distance
 
 # %% ../nbs/16_stability.ipynb #17a00006
 CHGNET = "CHGNet 0.3.0"  # the potential that the paper uses
@@ -347,7 +347,7 @@ class ASEPotential(Potential):
 # %% ../nbs/16_stability.ipynb #17a00021
 MAX_ATOMIC_NUMBER = 94  # CHGNet knows the elements up to this number
 MAX_ANGLES = 200_000  # angles between bonds in one portion of a batch, which takes about 2 GB
-MAX_ANGLES_OF_CRYSTAL = 5 * MAX_ANGLES  # a crystal with more is refused
+MAX_ANGLES_OF_CRYSTAL = 2 * MAX_ANGLES  # a crystal with more is refused
 
 
 @cache
@@ -491,18 +491,21 @@ def crystal_graph(
     without neighbours, and atoms too close together."""
     if unknown := {e.symbol for e in structure.composition if e.Z > MAX_ATOMIC_NUMBER}:
         raise ValueError(f"CHGNet does not know {', '.join(sorted(unknown))}")
+    # counted before the graph is made, which takes seconds and gigabytes where there are many
+    first_atoms = structure.get_neighbor_list(model.graph_converter.bond_graph_cutoff)[0]
+    bonds = np.bincount(first_atoms)  # of each atom
+    angles = int((bonds * (bonds - 1)).sum())
+    if angles > MAX_ANGLES_OF_CRYSTAL:
+        raise ValueError(
+            f"{len(structure)} atoms are too close together: {angles} angles between bonds, "
+            f"the limit is {MAX_ANGLES_OF_CRYSTAL}"
+        )
     try:
-        graph = model.graph_converter(structure)
+        return model.graph_converter(structure)
     except ValueError as e:
         if "isolated" not in str(e):
             raise
         raise ValueError("an atom has no neighbour within 6 Angstrom") from e
-    if len(graph.bond_graph) > MAX_ANGLES_OF_CRYSTAL:
-        raise ValueError(
-            f"{len(structure)} atoms are too close together: "
-            f"{len(graph.bond_graph)} angles between bonds"
-        )
-    return graph
 
 
 def split_portions(
@@ -717,8 +720,9 @@ def is_same(
     one,  # pymatgen Structure
     other,  # pymatgen Structure
 ) -> bool:
-    "Check whether two crystals are the same to `matcher`; one with a degenerate cell never is."
-    if is_degenerate(one) or is_degenerate(other):
+    "Check whether two crystals are the same to `matcher`; one that is `beyond_limits` never is."
+    # cells are scaled to the same volume, so that the density doesn't matter
+    if any(beyond_limits(s, max_neighbours=np.inf) for s in (one, other)):
         return False
     return matcher().fit(one, other)
 
