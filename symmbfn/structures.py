@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LFS_POINTER', 'ENCODINGS', 'CIF_ENDING', 'STRUCTURE_COLUMNS', 'NAME_COLUMNS', 'CRYSTAL_ATTRIBUTES', 'KINDS',
-           'read_structures', 'CELL_KEYS', 'SITE_KEYS', 'read_cif', 'Sources', 'printable', 'find_reader',
-           'read_sources', 'load_structures', 'check_structure', 'parse_structure', 'to_structure', 'StandardCell',
-           'find_symmetry', 'standardize', 'assemble_crystals', 'encode', 'to_structures', 'decode', 'to_cif']
+           'read_structures', 'CELL_KEYS', 'SITE_KEYS', 'read_cif', 'Sources', 'printable', 'naming', 'read_text',
+           'is_path', 'find_reader', 'read_sources', 'load_structures', 'check_symprec', 'check_structure',
+           'parse_structure', 'to_structure', 'StandardCell', 'find_symmetry', 'standardize', 'assemble_crystals',
+           'encode', 'to_structures', 'decode', 'to_cif']
 
 # %% ../nbs/13_structures.ipynb #1a842009
 import codecs
@@ -21,9 +22,11 @@ import re
 import warnings
 import zipfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,6 +156,30 @@ def printable(
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+@contextmanager
+def naming(
+    path,  # of the file that is read in the `with` block
+):
+    "Let errors name the file. Raises FileNotFoundError or ValueError."
+    name = printable(path)
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise ValueError(f"{name} cannot be read ({e.strerror or e}): check the file.") from e
+    except ValueError as e:  # some errors name the path, and some don't
+        raise ValueError(str(e) if name in str(e) else f"{name}: {e}.") from e
+
+
+def read_text(
+    path,  # of a text file, gzipped or not
+) -> str:
+    "Read a text file. Raises FileNotFoundError, or ValueError that names the file and the reason."
+    with naming(path):
+        return _file_text(path)
+
+
 def _is_cif(
     path,  # of a file, relative to the folder or archive that is read
 ) -> bool:
@@ -249,7 +276,7 @@ def _is_crystal(value) -> bool:
     return any(hasattr(value, attribute) for attribute in CRYSTAL_ATTRIBUTES)
 
 
-def _is_path(source) -> bool:
+def is_path(source) -> bool:
     "Tell a path from a crystal. The text of a CIF has several lines, and JSON begins with {."
     if isinstance(source, os.PathLike):
         return True
@@ -292,7 +319,7 @@ def _crystal_of_field(
     "Make the source of a crystal from a field of a table."
     if value is None or isinstance(value, float):  # pandas writes nan where a field is empty
         return ""
-    return _attempt(_file_text, Path(folder) / value) if _is_path(value) else value
+    return _attempt(_file_text, Path(folder) / value) if is_path(value) else value
 
 
 def _table_sources(
@@ -467,15 +494,8 @@ def _read_path(
     "Read the crystals of a file or folder. Raises FileNotFoundError or ValueError."
     if not str(path).strip():
         raise ValueError(f"The path is empty: give {KINDS}.")
-    path, name = Path(path), printable(path)
-    try:
-        return find_reader(path)(path)
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        raise ValueError(f"{name} cannot be read ({e.strerror or e}): check the file.") from e
-    except ValueError as e:  # some readers name the path in the message, and some don't
-        raise ValueError(str(e) if name in str(e) else f"{name}: {e}.") from e
+    with naming(path):
+        return find_reader(Path(path))(Path(path))
 
 # %% ../nbs/13_structures.ipynb #13r00012
 def _plain(item):
@@ -491,14 +511,27 @@ def _list_sources(
     items: list,  # of crystals, or of paths, each of one of KINDS
 ) -> Sources:
     "Collect the crystals of a list. Those of a path are named by it, others by their numbers."
+    items = [_plain(item) for item in items]
+    folders = [os.path.dirname(os.path.abspath(item)) for item in items if is_path(item)]
+    common = os.path.commonpath(folders) if folders else ""
     names, sources = [], []
-    for i, item in enumerate(map(_plain, items)):
-        found = _attempt(_read_path, item) if _is_path(item) else Sources([str(i)], [item])
-        if isinstance(found, Exception):
-            found = Sources([_stem(Path(item))], [found])
+    for i, item in enumerate(items):
+        found = _path_sources(item, common) if is_path(item) else Sources([str(i)], [item])
         names += found.names
         sources += found.sources
     return Sources(names, sources)
+
+
+def _path_sources(
+    path,  # of one of KINDS
+    common,  # folder that names start from
+) -> Sources:
+    "Collect the crystals of one path in a list; an error takes the place of a crystal."
+    found = _attempt(_read_path, path)
+    if isinstance(found, Exception):
+        found = Sources([_stem(Path(path))], [found])
+    folder = Path(printable(os.path.relpath(os.path.dirname(os.path.abspath(path)), common)))
+    return Sources([str(folder / name) for name in found.names], found.sources)
 
 
 def _dict_sources(
@@ -556,9 +589,11 @@ def read_sources(
 
     Raises FileNotFoundError or ValueError that says what to do, also if there are crystals but
     each of them is an error or no crystal at all."""
-    is_path = _is_path(structures) or isinstance(structures, str) and not structures.strip()
-    found = _read_path(structures) if is_path else _collect(structures)
-    title = printable(structures) if is_path else "what was given"
+    is_blank = isinstance(structures, str) and not structures.strip()
+    if is_path(structures) or is_blank:
+        found, title = _read_path(structures), printable(structures)
+    else:
+        found, title = _collect(structures), "what was given"
     if not len(found):
         raise ValueError(f"There are no crystals in {title}: give at least one.")
     first = found.sources[0]
@@ -584,6 +619,16 @@ def load_structures(
 
 
 read_structures = load_structures  # of a path
+
+
+def check_symprec(
+    symprec,  # distance within which atoms count as equivalent, Angstrom
+) -> float:
+    "Check a tolerance. Raises ValueError unless it is a positive length."
+    is_number = isinstance(symprec, Real) and not isinstance(symprec, bool)
+    if not is_number or not 0 < symprec < math.inf:
+        raise ValueError(f"symprec is {symprec!r}: give a positive length in Angstrom.")
+    return float(symprec)
 
 # %% ../nbs/13_structures.ipynb #13r00014
 def check_structure(
@@ -768,6 +813,7 @@ def encode(
 
     Raises ValueError that names a structure which cannot be encoded, and FileNotFoundError if there
     is no such path."""
+    symprec = check_symprec(symprec)
     names, sources = load_structures(structures)
     records = []
     for i, (name, source) in enumerate(zip(names, sources)):

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -166,6 +167,20 @@ def test_a_list_of_paths_may_have_files_of_every_kind(tmp_path):
         assert formulas(file) == ["NaCl"], file
 
 
+def test_files_of_the_same_name_are_named_by_their_folders(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        SALT.to(str(tmp_path / folder / "POSCAR"), fmt="poscar")
+    names, _ = load_structures(sorted(tmp_path.glob("*/POSCAR")))
+    assert names == ["one/POSCAR", "two/POSCAR"]
+
+
+@pytest.mark.parametrize("symprec", [0, -0.1, float("nan"), "0.1", None, True, float("inf")])
+def test_a_tolerance_that_makes_no_sense_is_refused_at_once(symprec):
+    with pytest.raises(ValueError, match="symprec is .*: give a positive length"):
+        encode("none.cif", symprec=symprec)
+
+
 def objects():
     "One crystal as objects that people have."
     atoms = AseAtomsAdaptor.get_atoms(SALT)
@@ -194,6 +209,10 @@ def objects():
 @pytest.mark.parametrize("kind", objects())
 def test_objects_are_read(kind):
     assert formulas(objects()[kind]) == ["NaCl"]
+
+
+def test_a_tolerance_may_be_numpys():
+    assert encode(SALT, symprec=np.float32(0.1)).G.tolist() == [225]
 
 
 def test_an_open_file_is_read(tmp_path):
