@@ -137,8 +137,12 @@ BASE = PAPER | dict(
     lambda_x=3.0,
     lambda_a=1.0,
     lambda_S=1.0,
+    hidden=256,
+    layers=4,
     freqs=16,
     mask_site_symmetries=True,
+    images=True,
+    evidence=True,
 )
 PARAMETERIZATIONS = ("noise", "residual")
 T_MIN = 1e-4  # time at which training and sampling start

@@ -1051,7 +1051,9 @@ def epoch_function(
         objective = Objective(state.model, state.config.precision)
         objective = nn.parallel.DistributedDataParallel(objective)
         return partial(train_shared_epoch, state, objective, data, y, process=process)
-    if data.G.is_cuda:
+    # how many images and sites there are, and so the shapes of a step, changes from batch to batch
+    has_fixed_shapes = not (state.model.settings["images"] or state.model.settings["evidence"])
+    if data.G.is_cuda and has_fixed_shapes:
         return RecordedEpoch(state, data, y)
     return partial(train_epoch, state, data, y)
 

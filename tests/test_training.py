@@ -215,7 +215,8 @@ def play_again(step, generator):
 def double_precision_run(crystals, optimizer):
     "The state of a new run in which everything is computed in float64."
     torch.manual_seed(0)
-    settings = BASE | dict(hidden=32, embed=8, layers=1, freqs=2)
+    fixed_shapes = dict(images=False, evidence=False)  # what can be recorded
+    settings = BASE | dict(hidden=32, embed=8, layers=1, freqs=2) | fixed_shapes
     model = Model(**settings).standardise(crystals).double()
     optimizers = make_optimizers(model, 1e-3, optimizer)
     for o in optimizers:
