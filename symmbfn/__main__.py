@@ -112,19 +112,28 @@ class Site(click.ParamType):
         return element or None, position or None, x
 
 
+class OutPath(click.Path):
+    "A path to write to. An empty one, as of an unset shell variable, is not the current folder."
+
+    def convert(self, value, param, context):
+        if value == "":
+            self.fail("It is empty: name what to write to.", param, context)
+        return super().convert(value, param, context)
+
+
 def out_option(
     what,  # help text
     **settings,  # of `click.option`: default, required
 ):
     "Make the option --out, a path, which is the same for all commands but for its help text."
-    return click.option("--out", type=click.Path(path_type=Path), help=what, **settings)
+    return click.option("--out", type=OutPath(path_type=Path), help=what, **settings)
 
 
 seed_option = click.option(
-    "--seed", type=int, default=0, help="The same seed gives the same result."
+    "--seed", type=click.IntRange(0), default=0, help="The same seed gives the same result."
 )
 workers_option = click.option(
-    "--workers", type=int, help="Processes; by default one for each core, 8 at most."
+    "--workers", type=click.IntRange(1), help="Processes; by default one for each core, 8 at most."
 )
 model_option = click.option(
     "--model",
@@ -182,7 +191,7 @@ def main(context):
 @click.option(
     "--space-group",
     type=CommaSeparated(),
-    help="Numbers, symbols such as Fm-3m, or crystal systems such as cubic.",
+    help="Numbers, ranges such as 221-230, symbols such as Fm-3m, or systems such as cubic.",
 )
 @click.option(
     "--elements", type=CommaSeparated(), help="Each of these elements and no others, such as Li,O."
@@ -267,6 +276,8 @@ def generate(condition, sites, keep, **options):
     request = {name: value for name, value in options.items() if value is not None}
     if sites:
         request["sites"] = list(sites)
+    if len(dict(condition)) < len(condition):
+        raise ValueError("A property is given two targets: give --condition once for each.")
     made = generate(condition=dict(condition) or None, keep=tuple(keep), **request)
     columns = ["formula", "space_group", "found_group", "wyckoff", "density", "valid"]
     click.echo(made.table[columns].to_string(max_rows=20))
@@ -282,7 +293,7 @@ def generate(condition, sites, keep, **options):
 @click.option("--hull", help="CSV table of formulas and energies; by default the package's.")
 @click.option(
     "--relaxations",
-    type=int,
+    type=click.IntRange(0),
     help="How many crystals to relax, from the first on; 0: no stability; by default all.",
 )
 @click.option(
@@ -305,6 +316,7 @@ def evaluate(structures, device, **options):
       symmbfn evaluate mine.csv --train my_training_set.csv --relaxations 0
     """
     from symmbfn.evaluation import evaluate
+    from symmbfn.train import resolve_device
 
     report = evaluate(structures, device=resolve_device(device), **options)
     click.echo(str(report))
@@ -317,7 +329,7 @@ def evaluate(structures, device, **options):
 @click.option(
     "--run-dir",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutPath(file_okay=False, path_type=Path),
     help="Folder of the run; if it holds an earlier part of the same run, that goes on.",
 )
 @click.option(
@@ -341,7 +353,7 @@ def evaluate(structures, device, **options):
 )
 @click.option(
     "--eval-n",
-    type=int,
+    type=click.IntRange(0),
     default=0,
     help="Crystals to generate and score every --eval-every epochs; 0: none.",
 )
@@ -399,13 +411,14 @@ def train(source, val, run_dir, preset, changes, properties, eval_n, device, **c
     """
     from symmbfn.train import TrainConfig, train
 
-    data, validation = training_data(source, val)
+    config = TrainConfig(device=device, **config)  # refuses what cannot work before data is read
     settings = model_settings(preset, changes, properties)
+    data, validation = training_data(source, val)
     train(
         run_dir,
         data.crystals,
         validation.crystals,
-        TrainConfig(device=resolve_device(device), **config),
+        config,
         model_settings=settings,
         y=data.targets(properties),
         eval_fn=scorer(validation.crystals, eval_n),
@@ -450,8 +463,11 @@ def model_settings(
         if name not in settings or name == "properties":
             known = ", ".join(name for name in settings if name != "properties")
             raise ValueError(f"The model has no setting {name!r}: choose among {known}.")
+        # 1 for 1.0, and 256.0 for 256; True is an int too, and is refused
         if isinstance(settings[name], float) and type(value) is int:
-            value = float(value)  # 1 for 1.0; True is an int too, and is refused
+            value = float(value)
+        if type(settings[name]) is int and type(value) is float and value.is_integer():
+            value = int(value)
         if type(value) is not type(settings[name]):
             kind = type(settings[name]).__name__
             raise ValueError(f"The setting {name} is {value!r}: give a value of type {kind}.")
@@ -575,15 +591,6 @@ def hull_contents(path):
     with gzip.open(path, "rt") as file:
         entries = sum(1 for _ in file) - 1  # without the header
     return f"energies of {entries:,} compositions"
-
-
-def resolve_device(device):
-    "Choose a GPU for 'auto' if there is one. What else is given is checked where it is used."
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # what PyTorch calls a feature -> what people call it

@@ -521,7 +521,10 @@ def _remedy(request: Request, prior: EmpiricalPrior) -> str:
         options = _options(replace(request, units=0, atoms=0), prior)
         if options:
             units = _listed(_possible_units(options, request))
-            return f"ask for another number of formula units or atoms ({units} formula units fit)."
+            return (
+                f"ask for another number of formula units or atoms ({units} formula units fit, for "
+                "example)."
+            )
     if request.sites:
         options = _options(replace(request, sites=0), prior)
         if options:

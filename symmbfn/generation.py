@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'KEEP', 'SamplerConfig', 'Targets', 'is_invalid', 'sample_once',
-           'replace_crystals', 'repair', 'sample_batch', 'is_out_of_memory', 'sample_batches', 'sample_crystals',
-           'crystal_table', 'table_row', 'write_cif_and_poscar', 'write_extxyz', 'write_csv', 'write_crystals',
-           'plain_symbol', 'space_group_numbers', 'parse_groups', 'groups_of_name', 'parse_elements',
-           'parse_composition', 'with_elements', 'symbol_of', 'whole_number', 'with_counts', 'parse_template',
-           'with_template', 'parse_letter', 'parse_site', 'with_sites', 'check_sites', 'check_fixed_positions',
-           'parse_lattice', 'with_lattice', 'parse_request', 'write_json', 'read_json', 'load_progress',
-           'describe_request', 'save_progress', 'target_properties', 'warn_if_unusual', 'check_names', 'resolve_device',
-           'resolve_batch_size', 'Generated', 'sample_with_progress', 'describe_crystals', 'generate', 'make_eval_fn',
-           'sample_cached']
+           'replace_crystals', 'repair', 'sample_batch', 'use_one_thread_after_fork', 'is_out_of_memory',
+           'sample_batches', 'sample_crystals', 'crystal_table', 'table_row', 'write_cif_and_poscar', 'write_extxyz',
+           'write_csv', 'write_crystals', 'listed', 'plain_symbol', 'space_group_numbers', 'group_of_symbol',
+           'parse_groups', 'groups_of_name', 'parse_elements', 'parse_element', 'parse_composition', 'read_amounts',
+           'with_elements', 'symbol_of', 'with_counts', 'parse_template', 'with_template', 'parse_letter', 'parse_site',
+           'finite_numbers', 'with_sites', 'check_sites', 'check_fixed_positions', 'parse_lattice', 'parse_cell',
+           'with_lattice', 'parse_request', 'write_json', 'load_progress', 'read_request', 'describe_request',
+           'open_folder', 'save_progress', 'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names',
+           'parse_folder', 'resolve_batch_size', 'sampler_settings', 'Generated', 'sample_with_progress',
+           'plan_crystals', 'describe_crystals', 'generate', 'make_eval_fn', 'sample_cached']
 
 # %% ../nbs/18_generation.ipynb #d7ba076a
 import csv
@@ -20,9 +21,12 @@ import inspect
 import json
 import math
 import os
+import re
 import time
 import warnings
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from numbers import Real
 from pathlib import Path
@@ -40,7 +44,7 @@ from symmbfn.condition import (
     guided,
     sample_constraints,
 )
-from .core import GROUPS, Crystals, K, concat, to_dict
+from .core import GROUPS, Crystals, K, concat, real_number, to_dict, whole_number
 from symmbfn.data import (
     Dataset,
     EmpiricalPrior,
@@ -61,9 +65,9 @@ from symmbfn.metrics import (
 )
 from .model import Trained, digest, load
 from .reconstruct import reconstruct, snap_to_wyckoff
-from .sample import CrystalNoise, sample
+from .sample import METHODS, CrystalNoise, sample
 from .structures import decode, encode, to_cif
-from .train import autocast, resolve_precision
+from .train import autocast, resolve_device, resolve_precision
 from .wyckoff import wyckoff_labels, wyckoff_table
 
 # %% ../nbs/18_generation.ipynb #04622656
@@ -187,6 +191,15 @@ def sample_batch(
     "Sample a batch of crystals, and repair those that are invalid."
     return repair(model, sample_once(model, targets, config), targets, config)
 
+# %% ../nbs/18_generation.ipynb #18a00043
+_PROCESS = os.getpid()  # in which this module was imported
+
+
+def use_one_thread_after_fork():
+    "In a forked child of the process that imported this module, let PyTorch use one thread."
+    if os.getpid() != _PROCESS:
+        torch.set_num_threads(1)
+
 # %% ../nbs/18_generation.ipynb #18a00002
 def is_out_of_memory(
     error,  # an exception that PyTorch raised
@@ -241,6 +254,7 @@ def sample_crystals(
     first=0,  # leave out the crystals before this one, which counts from 0
 ) -> Crystals:  # n - first crystals on the CPU, exactly symmetric
     "Sample, decode and repair crystals. Raises ValueError for settings the sampler doesn't know."
+    use_one_thread_after_fork()
     if constraints is None:
         constraints = sample_constraints(Request(), prior, n, seed)
     config = SamplerConfig(
@@ -306,10 +320,13 @@ def write_cif_and_poscar(
     structure,  # pymatgen Structure of the same crystal
 ):
     "Write one crystal as a CIF and as a POSCAR file, which ends in .vasp."
+    from pymatgen.core import Structure
     from pymatgen.io.vasp import Poscar
 
     (folder / f"{name}.cif").write_text(cif)
-    Poscar(structure, comment=name).write_file(folder / f"{name}.vasp")
+    # one block for each element, as VASP expects one entry of the POTCAR file for each
+    by_element = sorted(structure, key=lambda site: structure.elements.index(site.specie))
+    Poscar(Structure.from_sites(by_element), comment=name).write_file(folder / f"{name}.vasp")
 
 
 def write_extxyz(
@@ -328,11 +345,13 @@ def write_csv(
     path,  # file to write
     rows,  # list of dicts with the same keys, at least one
 ):
-    "Write a table with a row for each dict and a column for each key."
-    with open(path, "w", newline="") as file:
+    "Write a table with a row for each dict and a column for each key, whole or not at all."
+    part = Path(path).with_suffix(".part")
+    with open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    os.replace(part, path)
 
 
 def write_crystals(
@@ -358,17 +377,35 @@ def write_crystals(
     pd.DataFrame(rows).to_parquet(folder / "samples.parquet")
     return rows
 
+# %% ../nbs/18_generation.ipynb #18a00040
+def listed(
+    name,  # the argument's name, for the error message
+    value,  # one thing, several in any container, or text with commas or semicolons between names
+) -> list:  # of what is in it; text without blanks around it, numbers as Python's
+    "List what an argument holds. Raises ValueError if that is nothing."
+    if isinstance(value, str):
+        value = [part.strip() for part in re.split("[,;]", value)]
+        value = [part for part in value if part]
+    elif not isinstance(value, Iterable) or getattr(value, "ndim", None) == 0:
+        value = [value]
+    items = [item.item() if getattr(item, "ndim", None) == 0 else item for item in value]
+    if not items:
+        raise ValueError(f"{name} is empty: name what is meant, or leave {name} out.")
+    return items
+
 # %% ../nbs/18_generation.ipynb #18a00007
 def plain_symbol(
-    symbol,  # such as 'P2_1/c' or 'P 1 2_1/c 1'
-) -> str:  # such as 'P21/c' or 'P121/c1'
-    "Remove underscores and spaces from the symbol of a space group, as people write it both ways."
-    return symbol.replace("_", "").replace(" ", "")
+    symbol,  # such as 'P2_1/c', 'P 1 2_1/c 1' or 'F m 3̄ m'
+) -> str:  # such as 'p21/c', 'p121/c1' or 'fm-3m'
+    "Write the symbol of a space group without underscores and blanks, and with plain minus signs."
+    symbol = re.sub("(\\d)[\u0304\u0305]", "-\\1", symbol)  # a bar above the digit before it
+    return re.sub("[−–]", "-", re.sub(r"[\s_]", "", symbol)).lower()
 
 
 @cache
 def space_group_numbers() -> dict:  # plain symbol -> space group, 1 to 230
-    "List the international symbols, short and full, of all space groups in all settings."
+    "List the symbols, international and Hall's, of all space groups in all settings."
+    import gemmi
     import spglib
 
     numbers = {}
@@ -377,80 +414,132 @@ def space_group_numbers() -> dict:  # plain symbol -> space group, 1 to 230
         settings = group.international.split("=")  # 'P 2/m = P 1 2/m 1' has two symbols
         for symbol in (group.international_short, group.international_full, *settings):
             numbers[plain_symbol(symbol)] = group.number
+    for setting in gemmi.spacegroup_table():
+        for symbol in (setting.hm, setting.xhm(), setting.short_name(), setting.hall):
+            numbers.setdefault(plain_symbol(symbol), setting.number)
     return numbers
 
 
+def group_of_symbol(
+    symbol,  # such as 'Fm-3m', 'P2_1/n', 'R-3m:R' or 'Fd-3mS'
+) -> int:  # space group, 1 to 230; 0 if there is no such symbol
+    "Look up the symbol of a space group in any setting."
+    import gemmi
+
+    plain = plain_symbol(symbol)
+    without_choice = re.sub(r"(:[12hr]|[sz])$", "", plain)  # of the origin or the axes
+    for key in (plain, without_choice):
+        if key in space_group_numbers():
+            return space_group_numbers()[key]
+    found = gemmi.find_spacegroup_by_name(without_choice)  # knows 'Fm3m' and 'P21/n' as well
+    return found.number if found else 0
+
+
 def parse_groups(
-    space_group,  # 225, 'Fm-3m', 'cubic', several with commas between, 'Fm-3m,62', or a list
+    space_group,  # 225, 'Fm-3m', 'cubic', '221-230', or several in any container or with commas
 ) -> tuple:  # of int: numbers of space groups, ascending
     "Read space groups. Raises ValueError for an unknown one."
-    if isinstance(space_group, str):
-        space_group = space_group.split(",")
-    if not isinstance(space_group, (list, tuple)):
-        space_group = [space_group]
     groups = set()
-    for name in space_group:
-        groups.update(groups_of_name(str(name).strip()))
+    for name in listed("space_group", space_group):
+        groups.update(groups_of_name(name))
     return tuple(sorted(groups))
 
 
 def groups_of_name(
-    name,  # text: a number '225', a symbol 'Fm-3m' or a crystal system 'cubic'
+    name,  # a number 225 or '225', a range '221-230', a symbol 'Fm-3m' or a crystal system 'cubic'
 ):  # range or list of int: numbers of space groups
-    "Read one name of a space group or a crystal system. Raises ValueError for an unknown one."
-    if name.lower() in CRYSTAL_SYSTEMS:
-        return CRYSTAL_SYSTEMS[name.lower()]
-    # an unknown symbol gets the number 0, which is refused like any other wrong number
-    number = int(name) if name.isdigit() else space_group_numbers().get(plain_symbol(name), 0)
-    if not 1 <= number <= GROUPS:
+    "Read one name of a space group, or of several. Raises ValueError for an unknown one."
+    text = str(name).strip()
+    if text.lower() in CRYSTAL_SYSTEMS:
+        return CRYSTAL_SYSTEMS[text.lower()]
+    numbers = re.fullmatch(r"(\d+)(?:\.0)?(?:\s*[-–]\s*(\d+))?", text)  # pandas writes 225.0
+    if numbers:
+        first = int(numbers[1])
+        groups = range(first, int(numbers[2] or first) + 1)
+    else:
+        groups = [group_of_symbol(text)]
+    if not groups or groups[0] < 1 or groups[-1] > GROUPS:
         raise ValueError(
-            f"Space group {name!r} is unknown: give a number from 1 to 230, a symbol such as "
-            f"'Fm-3m', or a crystal system ({', '.join(CRYSTAL_SYSTEMS)})."
+            f"Space group {text!r} is unknown: give a number from 1 to 230, a range such as "
+            f"'221-230', a symbol such as 'Fm-3m', or a crystal system "
+            f"({', '.join(CRYSTAL_SYSTEMS)})."
         )
-    return [number]
+    return groups
 
 # %% ../nbs/18_generation.ipynb #18a00009
 def parse_elements(
-    elements,  # 'Li,O' or a list of symbols; None: no elements
-) -> tuple:  # of atomic numbers, each once, in the order given
-    "Read element symbols. Raises ValueError for an unknown one and for one beyond plutonium."
-    from pymatgen.core import Element
+    elements,  # 'Li,O', 'Li-O', or symbols or atomic numbers in any container; None: no elements
+    name="elements",  # the argument's name, for error messages
+) -> tuple:  # of atomic numbers, each once, ascending
+    "Read elements. Raises ValueError for an unknown one, for one beyond plutonium, and for none."
+    if elements is None:
+        return ()
+    numbers = set()
+    for item in listed(name, elements):
+        words = re.split(r"[\s/]+|[-–](?=\w)", item) if isinstance(item, str) else [item]
+        numbers.update(parse_element(word) for word in words)
+    return tuple(sorted(numbers))
 
-    if isinstance(elements, str):
-        elements = elements.split(",")
-    numbers = []
-    for symbol in elements or ():
-        symbol = str(symbol).strip()
-        if not Element.is_valid_symbol(symbol) or Element(symbol).Z > K:
-            raise ValueError(
-                f"Element {symbol!r} is unknown: give symbols up to Pu, such as 'Li,O'."
-            )
-        numbers.append(Element(symbol).Z)
-    return tuple(dict.fromkeys(numbers))
+
+def parse_element(
+    element,  # 'Li', 'li', 'Li+', 3, or an Element or Species of pymatgen
+) -> int:  # atomic number, 1 to 94; that of hydrogen for deuterium and tritium
+    "Read one element. Raises ValueError for an unknown one and for one beyond plutonium."
+    from pymatgen.core import DummySpecies
+    from pymatgen.core.periodic_table import get_el_sp
+
+    text = str(getattr(element, "symbol", element))
+    if text.islower():
+        text = text.capitalize()
+    # a symbol, which may have a charge, or a number, which pandas may write as 3.0
+    is_element = re.fullmatch(r"[A-Z][a-z]?(\d*(\.\d+)?[+-])?|\d+(\.0)?", text)
+    found = get_el_sp(text) if is_element else None
+    if found is None or isinstance(found, DummySpecies) or found.Z > K:
+        raise ValueError(f"Element {element!r} is unknown: give symbols up to Pu, such as 'Li,O'.")
+    return found.Z
 
 
 def parse_composition(
-    composition,  # 'LiFePO4', or a pymatgen Composition; None: any composition
-) -> dict:  # atomic number -> atoms in one formula unit; empty: any composition
-    "Read a composition. Raises ValueError if it cannot be read or its counts aren't whole numbers."
+    composition,  # 'LiFePO4', a dict, or a pymatgen Composition; None: any composition
+) -> dict:  # atomic number -> atoms in one formula unit, ascending; empty: any composition
+    """Read a composition. Species of the same element are added up: Fe2+ and 2 Fe3+ are 3 Fe.
+
+    Raises ValueError if it cannot be read or its counts aren't whole numbers."""
+    if composition is None:
+        return {}
+    amounts = read_amounts(composition)
+    if not amounts:
+        raise ValueError("composition is empty: give a formula such as 'LiFePO4', or leave it out.")
+    formula = Counter()
+    for element, amount in amounts.items():
+        formula[parse_element(element)] += amount
+    # the counts of species may be fractions that add up to a whole number, up to rounding
+    if any(abs(count - round(count)) > 1e-8 or count < 1 for count in formula.values()):
+        raise ValueError(
+            f"Composition {str(composition)!r} has counts that are not whole positive numbers: "
+            "multiply it until they are."
+        )
+    return {Z: round(formula[Z]) for Z in sorted(formula)}
+
+
+def read_amounts(
+    composition,  # formula, dict or Composition
+) -> dict:  # symbol of an element -> amount in one formula unit
+    "Let pymatgen read a composition. Raises ValueError if it cannot."
     from pymatgen.core import Composition
 
-    if not composition:
-        return {}
+    if isinstance(composition, str):
+        subscripts = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+        composition = composition.translate(subscripts).strip()
+        if not composition:
+            return {}
     try:
-        counts = Composition(composition)
+        return Composition(composition).get_el_amt_dict()
     except Exception as error:  # pymatgen raises errors of several kinds
         raise ValueError(
             f"Composition {composition!r} cannot be read ({error}): give a formula such as "
             "'LiFePO4'."
         ) from error
-    if not len(counts) or any(count != int(count) or count < 1 for count in counts.values()):
-        raise ValueError(
-            f"Composition {composition!r} has counts that are not whole positive numbers: "
-            "multiply it until they are."
-        )
-    parse_elements([element.symbol for element in counts])  # called for its check
-    return {element.Z: int(count) for element, count in counts.items()}
 
 
 def with_elements(
@@ -463,14 +552,16 @@ def with_elements(
     "Add elements and composition to a request. Raises ValueError if they contradict each other."
     formula = parse_composition(composition)
     only = parse_elements(elements)
-    required = parse_elements(require)
-    forbidden = parse_elements(forbid)
+    required = parse_elements(require, "require")
+    forbidden = parse_elements(forbid, "forbid")
     if formula and only and set(only) != set(formula):
         raise ValueError("elements and composition contradict each other: give one of them.")
     candidates = only or tuple(formula) or range(1, K + 1)
     allowed = tuple(Z for Z in candidates if Z not in forbidden)
+    if not allowed:
+        raise ValueError("forbid excludes every element: leave some of them out of forbid.")
     if not formula:
-        required = tuple(dict.fromkeys(only + required))  # each once, in order
+        required = tuple(sorted({*only, *required}))
     for Z in required + tuple(formula):
         if Z not in allowed:
             raise ValueError(
@@ -488,17 +579,6 @@ def symbol_of(
     return Element.from_Z(Z).symbol
 
 # %% ../nbs/18_generation.ipynb #18a00011
-def whole_number(
-    name,  # the argument's name, for the error message
-    value,  # the argument: 3 or 3.0, but not True or '3'
-) -> int:
-    "Check that an argument is a whole number, 1 or more. Raises ValueError if it isn't."
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or value < 1 or value % 1 != 0:
-        raise ValueError(f"{name} is {value!r}: give a whole number from 1.")
-    return int(value)
-
-
 def with_counts(
     request: Request,
     formula_units,  # how many in the primitive cell; None: any number
@@ -522,11 +602,11 @@ KEEP = ("elements", "coordinates", "lattice")
 
 def parse_template(
     template,  # pymatgen Structure, or path of a CIF
-    keep=(),  # what stays beside space group and Wyckoff positions: some of KEEP
+    keep=(),  # list of what stays beside space group and Wyckoff positions: some of KEEP
 ) -> tuple:  # space group; tuple of SiteSpecs, one for each site; k of the lattice, or () if free
     "Find the Wyckoff positions of a crystal. Raises ValueError for what cannot be kept or read."
     if unknown := set(keep) - set(KEEP):
-        raise ValueError(f"keep is {sorted(unknown)}: choose among {', '.join(KEEP)}.")
+        raise ValueError(f"keep is {sorted(map(str, unknown))}: choose among {', '.join(KEEP)}.")
     c = encode(template)
     G = int(c.G[0])
     _, w = snap_to_wyckoff(c)  # positions, numbered through all groups
@@ -548,6 +628,7 @@ def with_template(
     """Replace the space groups and sites of a request by those of a template.
 
     Raises ValueError if the two contradict each other."""
+    keep = listed("keep", keep) if len(keep) else ()
     if template is None:
         if keep:
             raise ValueError("keep needs a template: give it, or leave keep out.")
@@ -585,7 +666,7 @@ def parse_site(
     groups,  # tuple of space groups that the request allows
 ) -> SiteSpec:
     "Read what is given for a site. Raises ValueError for an unknown element or position."
-    if len(site) != 3:
+    if not isinstance(site, (list, tuple)) or len(site) != 3:
         raise ValueError(
             f"The site {site!r} is not a triple: give (element, Wyckoff letter, coordinates), "
             "with None for what is open."
@@ -599,19 +680,34 @@ def parse_site(
     if x is not None and len(x) != 3:
         raise ValueError(f"A site has the coordinates {x!r}: give three, or None.")
     return SiteSpec(  # 0, -1 and () leave a field open
-        element=parse_elements([element])[0] if element else 0,
+        element=parse_element(element) if element else 0,
         letter=parse_letter(letter, groups[0]) if letter else -1,
-        x=() if x is None else tuple(map(float, x)),
+        x=() if x is None else tuple(finite_numbers("A coordinate of a site", x)),
     )
+
+
+def finite_numbers(
+    name,  # what they are, for the error message
+    values,  # numbers in any container
+) -> list:  # of float
+    "Check that numbers are finite. Raises ValueError if one isn't."
+    numbers = [float(real_number(name, value)) for value in values]
+    for number in numbers:
+        if not math.isfinite(number):
+            raise ValueError(f"{name} is {number}: give a finite number.")
+    return numbers
 
 
 def with_sites(
     request: Request,
     sites,  # list of triples as for `parse_site`; None: no sites
 ) -> Request:
-    "Add sites to those that a request has."
-    further = tuple(parse_site(site, request.groups) for site in sites or ())
-    return replace(request, given=request.given + further)
+    "Add sites to those that a request has, in an order that doesn't depend on that of the list."
+    if sites is None:
+        return request
+    further = [parse_site(site, request.groups) for site in listed("sites", sites)]
+    further.sort(key=lambda site: (site.letter, site.element, site.x))
+    return replace(request, given=request.given + tuple(further))
 
 
 def check_sites(request: Request):
@@ -651,9 +747,7 @@ def parse_lattice(
     from pymatgen.core import Lattice
 
     if not isinstance(lattice, Lattice):
-        if len(lattice) != 6:
-            raise ValueError(f"lattice is {lattice!r}: give a, b, c, alpha, beta, gamma.")
-        lattice = Lattice.from_parameters(*lattice)
+        lattice = Lattice.from_parameters(*parse_cell(lattice))
     k = lattice_to_k(torch.tensor(lattice.matrix.copy(), dtype=torch.float64))
     # a tolerance of 1e-3 in k is about a thousandth of a length
     fitting = [G for G in groups if (constrain(k, torch.tensor(G)) - k).abs().max() < 1e-3]
@@ -664,6 +758,25 @@ def parse_lattice(
             "another lattice, or other groups."
         )
     return tuple(k.tolist()), tuple(fitting)
+
+
+def parse_cell(
+    cell,  # a, b, c in Angstrom and alpha, beta, gamma in degrees
+) -> list:  # of 6 float
+    "Check the six numbers of a cell. Raises ValueError if no cell has them."
+    numbers = [cell] if isinstance(cell, Real) else list(cell)
+    if len(numbers) != 6:
+        raise ValueError(f"lattice is {cell!r}: give a, b, c, alpha, beta, gamma.")
+    numbers = finite_numbers("A number of the lattice", numbers)
+    lengths, angles = numbers[:3], numbers[3:]
+    # each angle is smaller than the sum of the others, and all three are less than a full turn
+    possible = 0 < 2 * max(angles) < sum(angles) < 360 and min(angles) > 0
+    if min(lengths) <= 0 or not possible:
+        raise ValueError(
+            f"lattice is {cell!r}, which is no cell: give three positive lengths and three angles "
+            "that edges can have."
+        )
+    return numbers
 
 
 def with_lattice(
@@ -679,8 +792,8 @@ def with_lattice(
 # %% ../nbs/18_generation.ipynb #19g00013
 def parse_request(
     *,
-    space_group=None,  # number, symbol or crystal system, or several: 'Fm-3m,62' or a list
-    elements=None,  # 'Li,O' or a list: each of these elements must occur, and no others
+    space_group=None,  # number, range, symbol or crystal system, or several: 'Fm-3m,62' or a list
+    elements=None,  # 'Li,O' or a list, or a set: each of these must occur, and no others
     require=None,  # each of these elements must occur, and others may
     forbid=None,  # none of these elements may occur
     composition=None,  # 'LiFePO4': exactly this composition
@@ -714,16 +827,6 @@ def write_json(
     os.replace(part, path)
 
 
-def read_json(
-    path: Path,
-):
-    "Read a JSON file. Returns None if it is missing or isn't JSON."
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def load_progress(
     folder: Path,  # may be missing
     description: dict,  # what `describe_request` returns
@@ -734,7 +837,7 @@ def load_progress(
     files = folder.iterdir() if folder.exists() else ()
     if all(path.suffix == ".part" for path in files):  # killed before anything was written
         return []
-    if read_json(folder / "request.json") != description:
+    if read_request(folder) != description:
         raise ValueError(
             f"{folder} is there already, and not of this request: give another folder, or the "
             "same request."
@@ -743,35 +846,77 @@ def load_progress(
     return [load_dataset(file)[0].crystals] if file.exists() else []
 
 
+def read_request(
+    folder: Path,
+):  # what `describe_request` returned, or None if the folder has no request
+    "Read the request that a folder belongs to. Raises ValueError if its file is damaged."
+    path = folder / "request.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged, so what is in its folder can't be told: give another folder."
+        ) from error
+
+
 def describe_request(
     n: int,  # number of crystals
     condition,  # dict: property -> value to aim at; None: none
     settings: dict,  # of the sampler: steps, method, temperature, seed, precision, guidance
     net,  # the Model
-    request: dict,  # keyword arguments of `parse_request`
+    request: Request,
 ) -> dict:
-    "Collect everything that decides which crystals come out, in terms that JSON can hold."
-    words = {name: str(value) for name, value in request.items()}
-    weights = digest(net.state_dict())
-    return dict(n=n, condition=condition, **settings, weights=weights, request=words)
+    """Collect everything that decides which crystals come out, in terms that JSON can hold.
+
+    It holds what was meant, not how it was said: 'Fm-3m' and 225 are the same, and a template is
+    what was in its file."""
+    everything = dict(n=n, condition=condition or None, **settings)
+    everything |= dict(weights=digest(net.state_dict()), request=asdict(request))
+    return json.loads(json.dumps(everything))  # tuples become lists, as they will in the file
+
+
+def open_folder(
+    folder: Path,  # made if it isn't there
+    description: dict,  # what `describe_request` returns
+) -> list:  # what `load_progress` returns
+    "Read what a folder has of a request, and write the request into it before anything is sampled."
+    batches = load_progress(folder, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "request.json", description)
+    return batches
 
 
 def save_progress(
-    folder: Path,  # made if it isn't there
-    description: dict,  # what `describe_request` returns
+    folder: Path,
     batches: list,  # of Crystals: all that were sampled so far
 ):
-    "Write the request and the crystals so far, in place of what was there."
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "request.json", description)
+    "Write the crystals so far, in place of what was there."
     crystals = concat(batches)
     names = [str(i) for i in range(len(crystals))]
     save_dataset(folder / "crystals.safetensors", Dataset(crystals, names))
 
 # %% ../nbs/18_generation.ipynb #18a00026
+def parse_condition(
+    condition,  # dict: property -> value to aim at, or a row of a table; None: none
+) -> dict:  # property -> float
+    "Read the values to aim at. Raises ValueError for one that isn't a finite number."
+    try:
+        condition = {} if condition is None else dict(condition)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"condition is {condition!r}: give a dict, such as {{'band_gap': 1.5}}."
+        ) from error
+    targets = {}
+    for name, value in condition.items():
+        (targets[str(name)],) = finite_numbers(f"The target of {name}", [value])
+    return targets
+
+
 def target_properties(
     model,  # a trained Model
-    condition,  # dict: property -> value to aim at, in the property's own unit; None: none
+    condition: dict,  # property -> value to aim at, in the property's own unit
     n: int,  # number of crystals
 ) -> Tensor | None:  # (n,P) values of the model's P properties, NaN where any will do; None if all
     "Make a tensor of properties to aim at. Raises ValueError for one that the model doesn't know."
@@ -783,8 +928,6 @@ def target_properties(
         if name not in names:
             known = ", ".join(names) or "none"
             raise ValueError(f"The model knows no property {name!r}: it knows {known}.")
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"The target of {name} is {value!r}: give a finite number.")
         column = names.index(name)
         mean, std = model.y_mean[column].item(), model.y_std[column].item()
         warn_if_unusual(name, value, mean, std)
@@ -820,18 +963,15 @@ def check_names(
         )
 
 
-def resolve_device(
-    device,  # 'cpu', 'cuda', or 'auto': a GPU if there is one
-) -> str:
-    "Choose the device. Raises ValueError for one that isn't there."
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = str(device).partition(":")[0]  # 'cuda' of 'cuda:1'
-    if kind != "cpu" and (kind != "cuda" or not torch.cuda.is_available()):
-        raise ValueError(
-            f"device is {device!r}: give 'cpu', 'cuda' where PyTorch finds a GPU, or 'auto'."
-        )
-    return str(device)
+def parse_folder(
+    out,  # path of a folder to write to; None: none
+) -> Path | None:
+    "Read the name of a folder. Raises ValueError if it is empty, as an unset shell variable is."
+    if out is None:
+        return None
+    if not os.fspath(out):
+        raise ValueError("out is empty: name a folder.")
+    return Path(out)
 
 
 def resolve_batch_size(
@@ -842,6 +982,23 @@ def resolve_batch_size(
     if batch_size != "auto":
         return whole_number("batch_size", batch_size)
     return 1024 if device.startswith("cuda") else 256
+
+
+def sampler_settings(
+    device: str,  # what `resolve_device` returns
+    **settings,  # steps, method, temperature, seed, precision, guidance
+) -> dict:  # the same, with Python's numbers, and without 'auto'
+    "Check the settings of the sampler. Raises ValueError for those it cannot work with."
+    settings["precision"] = resolve_precision(settings["precision"], device)
+    settings["steps"] = whole_number("steps", settings["steps"])
+    settings["seed"] = whole_number("seed", settings["seed"], least=0)
+    for name in ("temperature", "guidance"):
+        (settings[name],) = finite_numbers(name, [settings[name]])
+    if settings["temperature"] < 0:
+        raise ValueError(f"temperature is {settings['temperature']}: it must not be negative.")
+    if settings["method"] not in METHODS:
+        raise ValueError(f"Unknown method {settings['method']!r}: choose {' or '.join(METHODS)}.")
+    return settings
 
 # %% ../nbs/18_generation.ipynb #19g00016
 class Generated(NamedTuple):
@@ -862,19 +1019,35 @@ def sample_with_progress(
     "Sample the crystals that are not in the folder yet, and save after each batch."
     from tqdm import tqdm
 
-    batches = [] if out is None else load_progress(out, description)
+    batches = [] if out is None else open_folder(out, description)
     first = sum(map(len, batches))
     with tqdm(total=n, initial=first, unit="crystal", disable=not progress) as bar:
 
         def keep(batch):
             batches.append(batch)
             if out is not None:
-                save_progress(out, description, batches)
+                save_progress(out, batches)
             bar.update(len(batch))
 
         if first < n:
             sampler(first=first, report=keep)
     return concat(batches)
+
+
+def plan_crystals(
+    trained: Trained,
+    request: Request,
+    condition: dict,  # property -> value to aim at
+    n: int,  # number of crystals
+    seed: int,
+) -> dict:  # the arguments `constraints` and `y` of `sample_crystals`
+    """Plan what each crystal must be, and what to aim at.
+
+    Raises ValueError if the request cannot be fulfilled."""
+    y = target_properties(trained.model, condition, n)
+    # all rows of y are equal
+    prior = trained.prior if y is None else condition_prior(trained.prior, y[0])
+    return dict(constraints=sample_constraints(request, prior, n, seed), y=y)
 
 
 def describe_crystals(
@@ -914,26 +1087,24 @@ def generate(
     **request,  # what the crystals must be: the parameters of `parse_request`
 ) -> Generated:
     "Generate crystals on request. Raises ValueError with the reason if the request is impossible."
+    use_one_thread_after_fork()
     check_names(request)
     n = whole_number("n", n)
+    out = parse_folder(out)
     device = resolve_device(device)
     batch_size = resolve_batch_size(batch_size, device)
-    parsed = parse_request(**request)
-    net, prior, _ = model if isinstance(model, Trained) else load(model)
-    y = target_properties(net, condition, n)
-    if y is not None:
-        prior = condition_prior(prior, y[0])  # all rows of y are equal
-    constraints = sample_constraints(parsed, prior, n, seed)
     settings = dict(steps=steps, method=method, temperature=temperature, seed=seed)
     settings |= dict(precision=precision, guidance=guidance)
-    description = describe_request(n, condition, settings, net, request)
-    targets = dict(constraints=constraints, y=y)
-    sampler = partial(
-        sample_crystals, net.to(device), prior, n, batch_size=batch_size, **targets, **settings
-    )
-    out = None if out is None else Path(out)
+    settings = sampler_settings(device, **settings)
+    condition = parse_condition(condition)
+    parsed = parse_request(**request)
+    trained = model if isinstance(model, Trained) else load(model)
+    net, prior = trained.model.to(device), trained.prior
+    targets = plan_crystals(trained, parsed, condition, n, settings["seed"])
+    description = describe_request(n, condition, settings, net, parsed)
+    sampler = partial(sample_crystals, net, prior, n, batch_size=batch_size, **targets, **settings)
     crystals = sample_with_progress(sampler, n, out, description, progress)
-    return describe_crystals(crystals, out, seed, condition)
+    return describe_crystals(crystals, out, settings["seed"], condition)
 
 # %% ../nbs/18_generation.ipynb #19g00001
 def make_eval_fn(

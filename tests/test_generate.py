@@ -82,7 +82,7 @@ def test_impossible_requests_are_refused_before_anything_is_sampled(trained, req
         raise AssertionError("This was sampled.")
 
     monkeypatch.setattr("symmbfn.generation.sample_batch", sample_batch)
-    with pytest.raises(ValueError, match="ask for another"):
+    with pytest.raises(ValueError, match="ask for another number"):
         symmbfn.generate(1, model=trained, progress=False, **request_)
 
 

@@ -1,0 +1,320 @@
+"Test what a request means, however it is said, and that plans are right, whole and fast."
+
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pymatgen.core import Composition, Element, Lattice, Species, Structure
+from pymatgen.io.vasp import Poscar
+
+import symmbfn
+from symmbfn.condition import Placements, Request, sample_constraints
+from symmbfn.generation import parse_request
+from symmbfn.train import TrainConfig
+
+QUICK = dict(steps=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return symmbfn.load().prior
+
+
+def plan(prior, n=4, **words):
+    "Plan n crystals. Returns Constraints, the seconds that it took, and the warnings."
+    request = parse_request(**words)
+    began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        c = sample_constraints(request, prior, n)
+    return c, time.perf_counter() - began, [str(note.message) for note in notes]
+
+
+@pytest.mark.parametrize(
+    "composition, right",
+    [
+        (Composition({"Fe2+": 1, "Fe3+": 2, "O2-": 4}), {26: 3, 8: 4}),
+        ({"Fe2+": 1, "Fe3+": 2, "O2-": 4}, {26: 3, 8: 4}),
+        (Composition({"Fe": 1, "Fe3+": 2, "O": 4}), {26: 3, 8: 4}),
+        (Composition({"Mn3+": 0.5, "Mn4+": 0.5, "O2-": 2}), {25: 1, 8: 2}),
+        ("HDO", {1: 2, 8: 1}),
+        ({"T": 1, "D": 1, "H": 2, "O": 2}, {1: 4, 8: 2}),
+        ("TiO₂", {22: 1, 8: 2}),
+        (" Ca5(PO4)3OH ", {20: 5, 15: 3, 8: 13, 1: 1}),
+    ],
+    ids=str,
+)
+def test_species_of_an_element_add_up(composition, right):
+    assert parse_request(composition=composition).formula == right
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"O", "Li"},
+        ("Li", "O"),
+        np.array(["O", "Li"]),
+        pd.Series([3, 8]),
+        "li,o",
+        "Li-O",
+        "O Li",
+        "Li;O",
+        "Li+-O2-",
+        [Element("Li"), Species("O", -2)],
+        Composition("Li2O"),
+        frozenset({3, 8}),
+    ],
+    ids=str,
+)
+def test_elements_in_any_container(elements):
+    assert parse_request(elements=elements).elements == (3, 8)
+    assert parse_request(require=elements).required == (3, 8)
+    assert not {3, 8} & set(parse_request(forbid=elements).elements)
+
+
+@pytest.mark.parametrize(
+    "space_group, right",
+    [
+        ("Fm3m", {225}),
+        ("F m -3 m", {225}),
+        ("FM-3M", {225}),
+        ("P21/n", {14}),
+        ("P 2_1/n", {14}),
+        ("R-3m:R", {166}),
+        ("R-3mH", {166}),
+        ("Fd-3m:1", {227}),
+        ("Fd-3m Z", {227}),
+        ("I4_1/amd:2", {141}),
+        ("Bbcm", {64}),
+        ("Ia3d", {230}),
+        ("221-230", set(range(221, 231))),
+        ("Pnma, 195 - 197", {62, 195, 196, 197}),
+        (range(1, 4), {1, 2, 3}),
+        ({225, "Pnma"}, {62, 225}),
+        (np.array([225, 62]), {62, 225}),
+        (np.int64(225), {225}),
+        (pd.Series([225.0, 62.0]), {62, 225}),
+        (["tetragonal", "1-2"], {1, 2, *range(75, 143)}),
+    ],
+    ids=str,
+)
+def test_groups_as_people_write_them(space_group, right):
+    assert parse_request(space_group=space_group).groups == tuple(sorted(right))
+
+
+@pytest.mark.parametrize("name", ["space_group", "elements", "require", "forbid", "composition"])
+@pytest.mark.parametrize("empty", ["", " ", [], (), set(), {}], ids=repr)
+def test_what_is_empty_does_not_mean_anything(name, empty):
+    with pytest.raises(ValueError, match=f"{name} is empty"):
+        parse_request(**{name: empty})
+
+
+@pytest.mark.parametrize("elements", ["Xx", "CO", "LiO", "O2", "Li2O", "Cm", 0, 95, True, None])
+def test_what_is_no_element_is_refused(elements):
+    with pytest.raises(ValueError, match="unknown"):
+        parse_request(elements=[elements])
+
+
+@pytest.mark.parametrize(
+    "space_group", ["Fm3x", "0", 231, "225-231", "9-3", "2.5", True, None, "-"]
+)
+def test_what_is_no_group_is_refused(space_group):
+    with pytest.raises(ValueError, match="unknown"):
+        parse_request(space_group=[space_group])
+
+
+@pytest.mark.parametrize(
+    "composition, space_group, atoms",
+    [
+        ("LiFePO4", "Pnma", 28),
+        ("Mg2SiO4", "Pnma", 28),
+        ("BaSO4", "Pnma", 24),
+        ("Y3Al5O12", "Ia-3d", 80),
+        ("Ca5(PO4)3OH", "P6_3/m", 44),
+        ("Li7La3Zr2O12", "Ia-3d", 96),
+        ("Mg3Al2Si3O12", "Ia-3d", 80),
+        ("KH2PO4", "I-42d", 16),
+    ],
+)
+def test_known_crystals_are_planned_in_the_smallest_cells(prior, composition, space_group, atoms):
+    c, seconds, notes = plan(prior, composition=composition, space_group=space_group)
+    assert seconds < 2
+    assert any(f"have {atoms} atoms" in note for note in notes) == (atoms > 20)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        dict(composition="LiFePO4", formula_units=20),
+        dict(composition="Zn4C24H12O13"),
+        dict(composition="C60", formula_units=4),
+        dict(composition="LiCoNiMnFeCuZnO8"),
+        dict(composition="LiFePO4", n_sites=60),
+        dict(n_atoms=500),
+    ],
+    ids=str,
+)
+def test_plans_are_fast(prior, words):
+    assert plan(prior, **words)[1] < 6  # a second on a free machine
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (dict(composition="LiFePO4", space_group=62, formula_units=2), "4 formula units fit"),
+        (dict(composition="LiFePO4", space_group=62, n_sites=2), "5, 6, 7 are possible"),
+        (dict(composition="LiFePO4", n_atoms=10), "10 atoms are no whole number"),
+        (dict(composition="LiFePO4", n_atoms=14, formula_units=1), "have 7 atoms, not 14"),
+        (dict(composition="C997O991"), "would have 1988 atoms"),
+        (dict(composition="TiO2", n_sites=500), "500 sites are asked for"),
+        (dict(composition="TiO2", n_sites=1), "another number of sites"),
+    ],
+    ids=str,
+)
+def test_the_reason_of_a_refusal_is_the_true_one(prior, words, reason):
+    with pytest.raises(ValueError, match=reason):
+        plan(prior, **words)
+
+
+def number_of_ways(placements, state):
+    "Follow every branch to its end."
+    if not state.need:
+        return 1
+    return sum(number_of_ways(placements, after) for *_, after in placements.branches(state))
+
+
+def test_no_way_is_lost(prior):
+    """Place 16 atoms of each of three elements in group 47, which has eight fixed positions.
+
+    The fixed positions have the multiplicity 1, and the others, which can hold any number of
+    sites, 2, 4 and 8."""
+    cell = {3: 16, 8: 16, 9: 16}
+    placements = Placements(Request(formula=cell), 47, [cell], prior)
+    free_sums = Counter()  # atoms -> ways to place them on positions that are not fixed
+    for twos, fours, eights in product(range(9), range(5), range(3)):
+        free_sums[2 * twos + 4 * fours + 8 * eights] += 1
+    expected = 0
+    for on_fixed in product(range(9), repeat=3):
+        if sum(on_fixed) <= 8:
+            expected += math.prod(free_sums[16 - atoms] for atoms in on_fixed)
+    assert expected > 2000
+    assert number_of_ways(placements, placements.starts[0]) == expected
+
+
+def test_open_sites_of_a_large_template_are_planned_fast(prior):
+    sites = [(None, "8d", None)] * 40
+    words = dict(space_group=62, sites=sites, composition="Li10Fe10P10O50", formula_units=4)
+    c, seconds, _ = plan(prior, n=2, **words)
+    assert seconds < 5
+    assert torch.bincount(c.b).tolist() == [40, 40]
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.float32(3), 3.0, torch.tensor(3)], ids=repr)
+def test_numbers_of_other_libraries(number, tmp_path):
+    plain = symmbfn.generate(3, seed=3, n_sites=3, out=tmp_path / "a", **QUICK)
+    other = symmbfn.generate(number, seed=number, n_sites=number, out=tmp_path / "a", **QUICK)
+    assert other.crystals.a.equal(plain.crystals.a)
+    assert TrainConfig(epochs=number, seed=number, batch_size=number) == TrainConfig(
+        epochs=3, seed=3, batch_size=3
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(n=2.5),
+        dict(n="2"),
+        dict(n=None),
+        dict(n=True),
+        dict(seed=-1),
+        dict(seed=0.5),
+        dict(steps=np.nan),
+        dict(temperature="hot"),
+        dict(temperature=np.inf),
+        dict(guidance=None),
+        dict(batch_size=-1),
+        dict(batch_size="few"),
+        dict(device="cuda:99"),
+        dict(device="mps"),
+        dict(precision="float16"),
+        dict(condition={"formation_energy_per_atom": "-2eV"}),
+        dict(condition=["formation_energy_per_atom"]),
+        dict(lattice=5),
+        dict(lattice=(5, 5, 5, 90, 90, np.nan)),
+        dict(sites=[("Li", None, (0, 0, np.inf))]),
+        dict(sites=5),
+        dict(out=""),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_first(wrong, monkeypatch):
+    def sample_batch(*args):
+        raise AssertionError("This was sampled.")
+
+    monkeypatch.setattr("symmbfn.generation.sample_batch", sample_batch)
+    name = next(iter(wrong)).removesuffix("s")
+    said = "formation_energy_per_atom" if name == "condition" else name
+    with pytest.raises(ValueError, match=said):
+        symmbfn.generate(**dict(n=1) | QUICK | wrong)
+
+
+def test_a_set_means_the_same_in_every_process(tmp_path):
+    code = "import symmbfn; print(list(symmbfn.generate(2, elements={'Li', 'O', 'Fe'}, steps=2,"
+    code += f" out={str(tmp_path / 'set')!r}, progress=False).table.formula))"
+    said = set()
+    for seed in "12":
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        said.add(done.stdout)
+    assert len(said) == 1
+
+
+def test_poscar_has_each_element_once(tmp_path):
+    symmbfn.generate(4, elements="Li,Fe,O", space_group=[5, 31], out=tmp_path / "out", **QUICK)
+    for path in (tmp_path / "out").glob("*.vasp"):
+        poscar = Poscar.from_file(path)
+        assert len(poscar.site_symbols) == len(set(poscar.site_symbols)) == 3
+        cif = Structure.from_file(path.with_suffix(".cif"))
+        assert cif.composition.reduced_formula == poscar.structure.composition.reduced_formula
+
+
+def test_a_lattice_of_numpy_numbers():
+    lattice = np.array([5, 5, 5, 90, 90, 90], dtype=np.float32)
+    same = parse_request(lattice=Lattice.cubic(5))
+    assert parse_request(lattice=lattice).groups == same.groups
+
+
+def formulas(queue):
+    queue.put(list(symmbfn.generate(3, seed=1, **QUICK).table.formula))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork.")
+def test_a_forked_child_generates_after_its_parent():
+    "With more than one thread in the parent, the child would wait forever."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        plain = list(symmbfn.generate(3, seed=1, **QUICK).table.formula)
+        matrix = torch.ones(1500, 1500)
+        (matrix @ matrix).exp()  # starts the threads
+        fork = multiprocessing.get_context("fork")
+        queue = fork.Queue()
+        child = fork.Process(target=formulas, args=(queue,))
+        child.start()
+        try:
+            assert queue.get(timeout=60) == plain
+        finally:
+            child.kill()
+    finally:
+        torch.set_num_threads(threads)
