@@ -575,24 +575,42 @@ def _why_impossible(request: Request, prior: EmpiricalPrior) -> str:
             f"{request.units} formula units have {request.units * per_unit} atoms, not "
             f"{request.atoms}: ask for one of the two numbers only."
         )
+    if request.required and (options := _options(replace(request, required=()), prior)):
+        most = max(_open_sites(request, option.n) for option in options)
+        return (
+            f"{len(_missing(request))} more elements must occur, but the atoms asked for have at "
+            f"most {most} sites for them: ask for fewer elements, or for another number of atoms."
+        )
     return (
         f"The atoms asked for do not fit on the Wyckoff positions of {_where(request, prior)}: "
         f"{_remedy(request, prior)}"
     )
 
 
-def _warn_of_large_cells(options: list, prior: EmpiricalPrior):
-    "Warn if each option has more atoms than the largest primitive cell of the training data."
-    if options[0].placements is None:
-        return
-    cells = chain.from_iterable(option.placements.cells for option in options)
-    least, most = min(sum(cell.values()) for cell in cells), int(prior.max_atoms)
-    if least > most:
-        warnings.warn(
-            f"The primitive cells have {least} atoms or more, but those of the training data have "
-            f"{most} at most: the network has seen no such crystals, so expect little.",
-            stacklevel=3,
-        )
+def _atoms_of_option(request: Request, option: _Option) -> int:
+    "Count the atoms of the smallest primitive cell that an option allows; 0: not known."
+    if option.placements is not None:
+        return min(sum(cell.values()) for cell in option.placements.cells)
+    if not request.closed:
+        return 0
+    mults, _ = _positions(option.G)
+    return sum(mults[site.letter] for site in request.given) // lattice_points(option.G)
+
+
+def _warn_of_large_cells(request: Request, options: list, prior: EmpiricalPrior):
+    "Warn if each option has more atoms, or more sites, than any crystal of the training data."
+    atoms = min(_atoms_of_option(request, option) for option in options)
+    sites = min(option.n for option in options)
+    for least, most, kind in (
+        (atoms, int(prior.max_atoms), "atoms in the primitive cell"),
+        (sites, prior.sizes.shape[1] - 1, "sites"),
+    ):
+        if least > most:
+            warnings.warn(
+                f"The crystals have {least} {kind} or more, but those of the training data have "
+                f"{most} at most: the network has seen no such crystals, so expect little.",
+                stacklevel=3,
+            )
 
 # %% ../nbs/11_condition.ipynb #11c00034
 def _allowed_elements(
@@ -676,7 +694,7 @@ def sample_constraints(
     options = _options(request, prior)
     if not options:
         raise ValueError(_why_impossible(request, prior))
-    _warn_of_large_cells(options, prior)
+    _warn_of_large_cells(request, options, prior)
     generator = torch.Generator().manual_seed(seed)
     weight = _weights(options, prior)
     drawn = torch.multinomial(weight, n, replacement=True, generator=generator)

@@ -178,6 +178,8 @@ def test_plans_are_fast(prior, words):
         (dict(composition="C997O991"), "would have 1988 atoms"),
         (dict(composition="TiO2", n_sites=500), "500 sites are asked for"),
         (dict(composition="TiO2", n_sites=1), "another number of sites"),
+        (dict(n_atoms=2, require="Li,Na,K"), "3 more elements must occur"),
+        (dict(elements="Li,O,S", n_sites=2), "number of sites"),
     ],
     ids=str,
 )
@@ -209,6 +211,23 @@ def test_no_way_is_lost(prior):
             expected += math.prod(free_sums[16 - atoms] for atoms in on_fixed)
     assert expected > 2000
     assert number_of_ways(placements, placements.starts[0]) == expected
+
+
+def test_other_settings_are_groups_but_not_axes():
+    assert parse_request(space_group="Pbnm", composition="CaTiO3").groups == (62,)
+    assert parse_request(space_group="Pnma", lattice=(5, 6, 7, 90, 90, 90)).groups == (62,)
+    for words in (
+        dict(space_group="Pbnm", lattice=(5, 6, 7, 90, 90, 90)),
+        dict(space_group="P21/n", lattice=(5, 6, 7, 90, 99, 90)),
+        dict(space_group="Fd-3m:1", sites=[("C", "8a", (0, 0, 0))]),
+    ):
+        with pytest.raises(ValueError, match="not the standard setting"):
+            parse_request(**words)
+
+
+def test_more_sites_than_in_the_data_are_told(prior):
+    assert any("40 sites or more" in note for note in plan(prior, n_sites=40)[2])
+    assert not plan(prior, n_sites=20)[2]
 
 
 def test_open_sites_of_a_large_template_are_planned_fast(prior):
