@@ -91,6 +91,27 @@ class Assignment(click.ParamType):
             return name, text
 
 
+NO_TARGET = ("none", None)  # what --condition none becomes
+
+
+class Target(Assignment):
+    "NAME=VALUE, which becomes a pair, or the word none, which becomes NO_TARGET."
+
+    def convert(self, value, param, context):
+        return NO_TARGET if value == "none" else super().convert(value, param, context)
+
+
+def targets_of(
+    pairs,  # (name, value) of each --condition
+) -> dict:  # property -> value to aim at; empty: nothing
+    "Read the words of --condition. Raises ValueError for a property with two targets."
+    if NO_TARGET in pairs and len(pairs) > 1:
+        raise ValueError("--condition none stands beside another target: give one of them.")
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("A property is given two targets: give --condition once for each.")
+    return {} if NO_TARGET in pairs else dict(pairs)
+
+
 class Site(click.ParamType):
     """ELEMENT:POSITION or ELEMENT:POSITION:X,Y,Z, which becomes a triple for `parse_request`.
 
@@ -230,9 +251,10 @@ def main(context):
 )
 @click.option(
     "--condition",
-    type=Assignment(),
+    type=Target(),
     multiple=True,
-    help="Property and value to aim at; once for each property.",
+    help="Property and value to aim at; once for each property. Without it: an energy above the "
+    "hull of 0. The word none: nothing.",
 )
 @click.option("--guidance", type=float, default=0.0, help="How strongly to aim at the properties.")
 @click.option("--steps", type=int, default=50, help="Steps of the sampler.")
@@ -276,9 +298,9 @@ def generate(condition, sites, keep, **options):
     request = {name: value for name, value in options.items() if value is not None}
     if sites:
         request["sites"] = list(sites)
-    if len(dict(condition)) < len(condition):
-        raise ValueError("A property is given two targets: give --condition once for each.")
-    made = generate(condition=dict(condition) or None, keep=tuple(keep), **request)
+    if condition:
+        request["condition"] = targets_of(condition)
+    made = generate(keep=tuple(keep), **request)
     columns = ["formula", "space_group", "found_group", "wyckoff", "density", "valid"]
     click.echo(made.table[columns].to_string(max_rows=20))
     click.echo(f"{len(made.table)} crystals are in {options['out']}.")
