@@ -522,14 +522,14 @@ def parse_element(
 
 
 def parse_composition(
-    composition,  # 'LiFePO4', a dict, or a pymatgen Composition; None: any composition
+    composition,  # 'LiFePO4', a dict, a pymatgen Composition or Structure; None: any composition
 ) -> dict:  # atomic number -> atoms in one formula unit, ascending; empty: any composition
     """Read a composition. Species of the same element are added up: Fe2+ and 2 Fe3+ are 3 Fe.
 
     Raises ValueError if it cannot be read or its counts aren't whole numbers."""
     if composition is None:
         return {}
-    amounts = read_amounts(composition)
+    amounts = read_amounts(getattr(composition, "composition", composition))
     if not amounts:
         raise ValueError("composition is empty: give a formula such as 'LiFePO4', or leave it out.")
     formula = Counter()
@@ -630,6 +630,8 @@ def parse_template(
     if unknown := set(keep) - set(KEEP):
         raise ValueError(f"keep is {sorted(map(str, unknown))}: choose among {', '.join(KEEP)}.")
     c = encode(template)
+    if len(c) != 1:
+        raise ValueError(f"The template has {len(c)} crystals: give a single one.")
     G = int(c.G[0])
     _, w = snap_to_wyckoff(c)  # positions, numbered through all groups
     letters = w - wyckoff_table().first[G]  # numbered within the group, 0 for 'a'
