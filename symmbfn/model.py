@@ -429,8 +429,8 @@ class Model(nn.Module):
         channel = CHANNELS[0]  # the lattice
         k, k_std = self.guess(channel, beliefs.k, channel_time(channel, t, b))
         lattice = k_to_lattice(constrain(k.detach().clamp(-60, 60), G))
-        w, certainty = likely_positions(y, beliefs.S, G, b, variance.clamp(max=X_STD**2))
-        images = nearest_images(y, w, b, lattice, certainty=certainty)
+        w, p_position = likely_positions(y, beliefs.S, G, b, variance.clamp(max=X_STD**2))
+        images = nearest_images(y, w, b, lattice, p_position=p_position)
         return more | dict(images=images, k_std=k_std)
 
     def rescaled(self, channel, belief, time):
