@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEW', 'ENCODER', 'SPLITS', 'MP20_PROPERTIES', 'MP20_URL', 'MP20_BLOBS', 'MP20_ABOUT', 'HULL_COLUMNS', 'to_number',
-           'split_columns', 'check_workers', 'summarize_bad', 'encode_sources', 'cache_folder', 'content_digest',
-           'encode_source', 'random_split', 'find_splits', 'load_data', 'blob_id', 'fetch', 'mp20_file', 'encode_mp20',
-           'write_mp20', 'write_hull', 'write_fingerprints', 'load_fingerprints']
+           'split_columns', 'check_count', 'check_workers', 'summarize_bad', 'encode_sources', 'cache_folder',
+           'whole_file', 'whole_text', 'content_digest', 'encode_source', 'random_split', 'find_splits', 'load_data',
+           'blob_id', 'fetch', 'mp20_file', 'encode_mp20', 'write_mp20', 'write_hull', 'write_fingerprints',
+           'load_fingerprints']
 
 # %% ../nbs/14_datasets.ipynb #347c3e7a
 import csv
@@ -14,15 +15,18 @@ import gzip
 import hashlib
 import io
 import math
+import multiprocessing
 import os
+import tempfile
 import urllib.request
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from importlib.resources import files
-from numbers import Integral
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +45,11 @@ from symmbfn.data import (
 from symmbfn.structures import (
     Sources,
     assemble_crystals,
+    check_symprec,
+    find_reader,
+    is_path,
     parse_structure,
+    printable,
     read_sources,
     standardize,
 )
@@ -90,13 +98,27 @@ def _standardized(
         return str(e).strip() or type(e).__name__
 
 
+def check_count(
+    name,  # the argument's name, for the error message
+    value,  # the argument: 3, 3.0 or a number of numpy, but not True or '3'
+    least=1,  # the smallest number that is allowed
+) -> int:
+    "Check that an argument is a whole number. Raises ValueError if it isn't."
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    if not is_number or not math.isfinite(value) or value % 1 or value < least:
+        raise ValueError(f"{name} is {value!r}: give a whole number, {least} or more.")
+    return int(value)
+
+
 def check_workers(
     workers,  # number of processes, or None for the default
-):
-    "Raise a ValueError if `workers` is neither None nor a positive whole number."
-    is_whole = isinstance(workers, Integral) and not isinstance(workers, bool)
-    if workers is not None and not (is_whole and workers >= 1):
-        raise ValueError(f"workers is {workers!r}: give a number of processes, 1 or more.")
+):  # int, or None for the default
+    """Check a number of processes. Raises ValueError if it is not a whole number from 1.
+
+    It is always 1 in a process that multiprocessing has started: such a process may not start
+    others if it is daemonic, and else would wait for them for minutes at its end."""
+    workers = None if workers is None else check_count("workers", workers)
+    return workers if multiprocessing.parent_process() is None else 1
 
 
 def _standardize_all(
@@ -171,7 +193,7 @@ def encode_sources(
     workers=None,  # processes; by default one for few crystals, else one per core, 8 at most
 ) -> tuple:  # Dataset; list of (row, id, reason) of what is left out, with rows from 1
     "Encode crystals and collect their properties. Raises ValueError if no crystal can be used."
-    check_workers(workers)
+    workers, symprec = check_workers(workers), check_symprec(symprec)
     records = _standardize_all(found.sources, symprec, workers, title)
     crystals, records = _assemble(records)
     rows = list(zip(range(1, len(found) + 1), found.names, records))
@@ -192,10 +214,46 @@ ENCODER = 2  # raise this number with every change of the encoding, so that no o
 
 
 def cache_folder() -> Path:
-    "Choose the folder for caches: SYMMBFN_CACHE if it is set, else symmbfn in the user's cache."
+    """Choose the folder for caches: SYMMBFN_CACHE if it is set, else symmbfn in the user's cache.
+
+    A user without a home gets a folder among the system's temporary ones."""
     if folder := os.environ.get("SYMMBFN_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "symmbfn"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "symmbfn"
+    try:
+        return Path.home() / ".cache" / "symmbfn"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "symmbfn"
+
+
+@contextmanager
+def whole_file(
+    path,  # file that is to be written or replaced
+):  # yields the path of another file, to write to
+    "Give a path to write to, which takes the place of `path` if the block ends without an error."
+    path = Path(path)
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_text(
+    path,  # file that is to be written or replaced
+):  # yields an open text file; csv needs its ends of lines as they are
+    """Open a file to write to, which is there as a whole or not at all.
+
+    It is in UTF-8 wherever it is written; what isn't a letter, as in a broken name, is written as
+    its code."""
+    with (
+        whole_file(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
 
 
 def _as_text(
@@ -224,28 +282,29 @@ def content_digest(
     return sha.hexdigest()[:16]
 
 
-def _write_bad(
-    path,  # CSV file to write
-    bad: list,  # of (row, id, reason)
-):
-    "Write the list of what was left out."
-    with open(path, "w", newline="") as f:
-        csv.writer(f).writerows([("row", "id", "reason"), *bad])
-
-
 def _write_cache(
     path: Path,  # .safetensors file to write
     data: Dataset,
     summary: str,  # what `summarize_bad` returns
     bad: list,  # of (row, id, reason)
-):
+) -> str:  # the summary, and where the list of what was left out is
     "Write the cache. If that fails, only warn, so that what was encoded is not lost."
+    bad_path = path.with_suffix(".bad.csv")
+    listed = f"{summary}; each is listed in {printable(bad_path)}" if bad else summary
     try:
-        save_dataset(path, data, summary)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if bad:
-            _write_bad(path.with_suffix(".bad.csv"), bad)
+            with whole_text(bad_path) as file:
+                csv.writer(file).writerows([("row", "id", "reason"), *bad])
+        save_dataset(path, data, listed)
     except OSError as e:
-        warnings.warn(f"The encoded data could not be kept ({e}): set SYMMBFN_CACHE.", stacklevel=3)
+        warnings.warn(
+            f"The encoded data could not be kept in {printable(path.parent)} ({e.strerror or e}): "
+            "make space there, or set SYMMBFN_CACHE to another folder.",
+            stacklevel=3,
+        )
+        return summary
+    return listed
 
 
 def _read_cache(
@@ -254,52 +313,65 @@ def _read_cache(
     "Read the cache. If it is damaged, warn."
     try:
         return load_dataset(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, None
-    except ValueError as e:
+    except (OSError, ValueError) as e:
         warnings.warn(f"{e} It is made again now.", stacklevel=3)
         return None, None
 
 
+def _print(
+    text,
+):
+    "Print a text, with codes in place of letters that the terminal lacks."
+    try:
+        print(text)
+    except UnicodeEncodeError:
+        print(text.encode("ascii", "backslashreplace").decode())
+
+
 def _check_names(
     found: Sources,
-    source,  # path, for the error message
+    title,  # what the error message calls them
 ):
     "Raise a ValueError if two crystals have the same identifier."
     name, n = Counter(found.names).most_common(1)[0]  # the most frequent name
     if n > 1:
         first, second = [i + 1 for i, other in enumerate(found.names) if other == name][:2]
         raise ValueError(
-            f"{source} has the identifier {name} in rows {first} and {second}: "
+            f"{title} has the identifier {name} in rows {first} and {second}: "
             "give each crystal one of its own, or leave that column out."
         )
 
 
 def encode_source(
-    source,  # path of a file or folder, as for `read_sources`
+    source,  # whatever `read_sources` takes, such as the path of a file or folder
     *,
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
     workers=None,  # processes; by default one for few crystals, else one per core, 8 at most
 ) -> Dataset:
-    """Encode the crystals of a file or folder; the next time, read them from the cache.
+    """Encode crystals; the next time, read them from the cache.
 
     Prints how many are used. Raises FileNotFoundError, or ValueError that says what to do."""
-    check_workers(workers)
-    source = Path(source)
-    if source.suffix == ".safetensors":
-        return load_dataset(source)[0]
+    workers, symprec = check_workers(workers), check_symprec(symprec)
+    if isinstance(source, Dataset):
+        return source
+    title = "crystals"
+    if is_path(source):
+        title = printable(Path(source).name)
+        if title.endswith(".safetensors"):
+            find_reader(Path(source))  # called for its check
+            return load_dataset(source)[0]
     found = read_sources(source)
-    _check_names(found, source)
-    name = f"{source.name.split('.')[0]}-{content_digest(found, symprec)}.safetensors"
+    _check_names(found, printable(source) if is_path(source) else "What was given")
+    # a name of a file may have 255 bytes
+    name = f"{title.split('.')[0][:40]}-{content_digest(found, symprec)}.safetensors"
     path = cache_folder() / "datasets" / name
     data, summary = _read_cache(path)
     if data is None:
-        data, bad = encode_sources(found, source.name, symprec=symprec, workers=workers)
-        summary = summarize_bad(source.name, len(found), bad)
-        if bad:
-            summary += f"; each is listed in {path.with_suffix('.bad.csv')}"
-        _write_cache(path, data, summary, bad)
-    print(summary)
+        data, bad = encode_sources(found, title, symprec=symprec, workers=workers)
+        summary = _write_cache(path, data, summarize_bad(title, len(found), bad), bad)
+    _print(summary)
     return data
 
 # %% ../nbs/14_datasets.ipynb #3f52678a
@@ -311,6 +383,7 @@ def random_split(
     seed=0,  # the same seed gives the same split
 ) -> dict:  # 'train', 'val', 'test' -> Dataset, each in the order of the data
     "Split a data set into 80, 10 and 10 percent. Raises ValueError for fewer than three crystals."
+    seed = check_count("seed", seed, least=0)
     if len(data) < 3:
         raise ValueError(
             f"There are {len(data)} crystals: give three at least, "
@@ -323,12 +396,12 @@ def random_split(
 
 
 def find_splits(
-    source,  # path, or dict: 'train', 'val', 'test' -> path
-):  # such a dict, in the order of SPLITS; None for a path without splits
+    source,  # whatever `read_sources` takes, or dict: 'train', 'val', 'test' -> such a source
+):  # such a dict, in the order of SPLITS; None for a source without splits
     "Find the splits of a data set. Raises ValueError if train or val is missing, or for others."
     if isinstance(source, dict):
         splits = source
-    elif Path(source).is_dir():
+    elif is_path(source) and Path(source).is_dir():
         stems = {p: p.name.split(".")[0].lower() for p in sorted(Path(source).iterdir())}
         splits = {stem: p for p, stem in stems.items() if stem in SPLITS}
     else:
@@ -344,7 +417,7 @@ def find_splits(
 
 
 def load_data(
-    source="mp20",  # 'mp20'; a path as for `read_sources`; or dict: 'train', 'val', 'test' -> path
+    source="mp20",  # 'mp20'; whatever `read_sources` takes; or dict: 'train', 'val', 'test' -> such
     *,
     seed=0,  # for the random split of a source that has no splits
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
@@ -354,6 +427,8 @@ def load_data(
 
     Columns of numbers become properties. Raises FileNotFoundError, or ValueError that says what to
     do."""
+    seed = check_count("seed", seed, least=0)
+    workers, symprec = check_workers(workers), check_symprec(symprec)
     if isinstance(source, str) and source == "mp20":
         return load_mp20()
     encode = partial(encode_source, symprec=symprec, workers=workers)
@@ -405,9 +480,8 @@ def fetch(
             "try again, or set SYMMBFN_DATA to a folder with the data."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def mp20_file(
@@ -491,7 +565,8 @@ def write_hull(
     for row in _gzipped_rows(Path(folder) / "entries.csv.gz"):
         out.writerow(row | dict(known_hull_energy=known.get(row["formula"], "")))
     # without the time of day, so that the same table makes the same file
-    Path(path).write_bytes(gzip.compress(text.getvalue().encode(), 9, mtime=0))
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(gzip.compress(text.getvalue().encode(), 9, mtime=0))
 
 
 def write_fingerprints(

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['READ', 'MEASURE', 'FINGERPRINT', 'COMPOSITION', 'SPLITS', 'N_DISTANCE_SAMPLES', 'COVERAGE_NAMES', 'METASTABLE',
-           'RELAXATION_COLUMNS', 'content_key', 'Store', 'read_stage', 'measure_stage', 'measure_structure',
-           'fingerprint_stage', 'composition_stage', 'primitive_cell', 'relax_stage', 'Stage', 'relaxation', 'Job',
-           'compute_items', 'prepare_worker', 'in_workers', 'run_stage', 'composition_key', 'formula_key',
-           'ReferenceSet', 'reference_from_crystals', 'reference_from_sources', 'element_shares', 'Computer',
-           'mp20_test_fingerprints', 'collect_fingerprints', 'References', 'mp20_references', 'load_references',
-           'data_scale', 'distance', 'distances', 'Measurement', 'measure', 'validity', 'compare_to_test_set',
-           'measure_floor', 'energy_above_hull', 'RelaxationPlan', 'plan_relaxations', 'relax_crystals',
-           'relaxed_structure', 'find_duplicates', 'Duplicates', 'compare_crystals', 'mark_unique_novel', 'mark_sun',
-           'merge_rows', 'assemble_rows', 'number_line', 'share_line', 'table2_lines', 'novelty_lines',
-           'stability_lines', 'cost_lines', 'summarize', 'format_summary', 'whole_file', 'write_csv', 'to_frame',
-           'Report', 'describe', 'evaluate']
+           'RELAXATION_COLUMNS', 'content_key', 'StoreError', 'Store', 'read_stage', 'measure_stage',
+           'measure_structure', 'fingerprint_stage', 'composition_stage', 'primitive_cell', 'relax_stage', 'Stage',
+           'relaxation', 'Job', 'compute_items', 'prepare_worker', 'in_workers', 'run_stage', 'composition_key',
+           'formula_key', 'ReferenceSet', 'reference_from_crystals', 'reference_from_sources', 'element_shares',
+           'Computer', 'mp20_test_fingerprints', 'collect_fingerprints', 'References', 'mp20_references',
+           'load_references', 'data_scale', 'distance', 'distances', 'Measurement', 'measure', 'validity',
+           'compare_to_test_set', 'measure_floor', 'energy_above_hull', 'RelaxationPlan', 'check_potential',
+           'plan_relaxations', 'relax_crystals', 'relaxed_structure', 'find_duplicates', 'Duplicates',
+           'compare_crystals', 'mark_unique_novel', 'mark_sun', 'merge_rows', 'assemble_rows', 'number_line',
+           'share_line', 'table2_lines', 'novelty_lines', 'stability_lines', 'cost_lines', 'summarize',
+           'format_summary', 'write_csv', 'to_frame', 'Report', 'describe', 'check_seconds', 'count_relaxations',
+           'prepare_folder', 'write_report', 'evaluate']
 
 # %% ../nbs/19_evaluation.ipynb #32e00004
 import csv
@@ -23,6 +24,7 @@ import io
 import json
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 import warnings
@@ -35,7 +37,8 @@ from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import zip_longest
-from math import gcd
+from math import gcd, isfinite
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +46,8 @@ import torch
 
 from .core import Crystals
 from .data import Dataset, load_mp20, load_tensors
-from .datasets import cache_folder
+from .datasets import cache_folder, check_count, check_workers, whole_text
+from .generation import resolve_device
 from symmbfn.metrics import (
     MIN_DISTANCE,
     N_COMPOSITION_FEATURES,
@@ -51,13 +55,13 @@ from symmbfn.metrics import (
     OXIDATION_STATES,
     FeatureScale,
     Fingerprints,
+    beyond_limits,
     charge_balanced,
     coverage,
     crystal_statistics,
     detect_space_group,
     element_counts,
     fit_scale,
-    is_degenerate,
     jensen_shannon,
     magpie_features,
     mp20_scale,
@@ -83,7 +87,7 @@ from symmbfn.stability import (
     parse_formula,
     relax,
 )
-from .structures import decode, load_structures, to_structure
+from .structures import decode, load_structures, printable, to_structure
 
 # %% ../nbs/19_evaluation.ipynb #32e00011
 def content_key(
@@ -111,41 +115,62 @@ def _content(source):
     return "\n".join([*numbers, *elements])
 
 
+class StoreError(OSError):
+    "The file of results cannot be read or written; no crystal is at fault."
+
+
 class Store:
     """Results in one SQLite file that several processes may use at once. A result is found by the
-    key of its stage (`Stage.key`) and that of its crystal (`content_key`)."""
+    key of its stage (`Stage.key`) and that of its crystal (`content_key`). If the file cannot be
+    used, all methods raise a StoreError that says what to do."""
 
     def __init__(
         self,
         path,  # file, made if it isn't there
     ):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
-        self.db.execute(
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
+        except (OSError, sqlite3.Error) as e:
+            raise self._error(e) from e
+        self._execute(
             "CREATE TABLE IF NOT EXISTS found (stage TEXT, content TEXT, row TEXT, "
             "PRIMARY KEY (stage, content)) WITHOUT ROWID"
         )
 
+    def _error(self, reason):
+        "Say which file cannot be used, and what to do."
+        return StoreError(
+            f"Results cannot be kept in {printable(self.path)} ({reason}): make space there, "
+            "delete the file if it is damaged, or set SYMMBFN_CACHE to another folder."
+        )
+
+    def _execute(self, query, *values):
+        "Run a query; all rows of the answer."
+        try:
+            return self.db.execute(query, values).fetchall()
+        except sqlite3.Error as e:
+            raise self._error(e) from e
+
     def put(self, stage, key, row: dict):
         "Keep a result; an earlier one with the same keys is replaced."
-        values = (stage, key, json.dumps(row))
-        self.db.execute("INSERT OR REPLACE INTO found VALUES (?, ?, ?)", values)
+        query = "INSERT OR REPLACE INTO found VALUES (?, ?, ?)"
+        self._execute(query, stage, key, json.dumps(row))
 
     def drop(self, stage):
         "Delete all results of a stage."
-        self.db.execute("DELETE FROM found WHERE stage = ?", (stage,))
+        self._execute("DELETE FROM found WHERE stage = ?", stage)
 
     def keys(self, stage) -> set:  # of `content_key`
         "List the crystals that have a result of a stage."
-        found = self.db.execute("SELECT content FROM found WHERE stage = ?", (stage,))
+        found = self._execute("SELECT content FROM found WHERE stage = ?", stage)
         return {key for (key,) in found}
 
     def rows(self, stage, keys) -> list:  # of dict, in the order of the keys
         "Look up the results of crystals that all have one."
         query = "SELECT row FROM found WHERE stage = ? AND content = ?"
-        found = (self.db.execute(query, (stage, key)).fetchone() for key in keys)
-        return [json.loads(row) for (row,) in found]
+        return [json.loads(self._execute(query, stage, key)[0][0]) for key in keys]
 
 # %% ../nbs/19_evaluation.ipynb #32e00013
 def _parsed(sources):
@@ -193,6 +218,7 @@ def measure_structure(
         valid=shortest >= MIN_DISTANCE,
         radii_valid=radii_valid(structure),
         charge_balanced=charge_balanced(structure.composition),
+        limits=beyond_limits(structure),  # why it is not relaxed and not matched with others, or ''
     )
 
 
@@ -251,13 +277,13 @@ def relax_stage(
 ):  # yields index, dict
     """Relax crystals in their primitive cells, which cost less than larger ones. The dict is that
     of `relax`, but instead of a structure it has the items of `_describe_relaxed`, or none of them
-    if no structure is left. Overlapping atoms and degenerate cells are not tried."""
+    if no structure is left. Overlapping atoms and what is `beyond_limits` are not tried."""
     indices, structures = [], []  # of the crystals to be relaxed
     for i, s, reason in _parsed(sources):
         if not reason and shortest_distance(s) < MIN_DISTANCE:
             reason = f"not tried: two atoms are closer than {MIN_DISTANCE} Angstrom"
-        elif not reason and is_degenerate(s):
-            reason = "not tried: the cell is too thin or too large"
+        elif not reason and (limits := beyond_limits(s)):
+            reason = f"not tried: {limits}"
         if reason:
             yield i, dict(relaxed=False, reason=reason, steps=0, energy=None, start_energy=None)
         else:
@@ -296,7 +322,7 @@ class Stage:
 
 
 READ = Stage("read", read_stage, "read 1", 256)
-MEASURE = Stage("measure", measure_stage, f"measure 1 {OXIDATION_STATES}", 64)
+MEASURE = Stage("measure", measure_stage, f"measure 2 {OXIDATION_STATES}", 64)
 FINGERPRINT = Stage("fingerprint", fingerprint_stage, "fingerprint 2", 8)
 COMPOSITION = Stage("composition", composition_stage, "composition 1", 256)
 
@@ -331,7 +357,7 @@ def compute_items(
     """Run a stage on some crystals in this process and store the results.
 
     An error that the stage doesn't handle becomes the reason of the crystal that caused it. Raises
-    ImportError: a missing library is no crystal's fault."""
+    ImportError and StoreError: a missing library, or a full disk, is no crystal's fault."""
     store = Store(job.store_path)
     stage = job.stage
     keys = [key for key, _ in items]
@@ -340,7 +366,7 @@ def compute_items(
     try:
         for i, row in stage.compute([source for _, source in items]):
             store.put(stage.key, keys[i], row)
-    except ImportError:
+    except (ImportError, StoreError):
         raise
     except Exception as e:
         if len(items) == 1:
@@ -405,7 +431,7 @@ def run_stage(
     todo = [(key, source) for key, source in sources.items() if key not in done]
     job = Job(stage, store.path, os.getpid())
     tasks = _tasks(todo, stage.batch_size)
-    workers = min(workers or min(os.cpu_count(), 8), len(tasks))
+    workers = min(check_workers(workers) or min(os.cpu_count(), 8), len(tasks))
     store.drop(job.begun)
     with tqdm(total=len(sources), desc=stage.title, unit=" crystals", disable=not todo) as bar:
         bar.update(len(sources) - len(todo))
@@ -656,6 +682,8 @@ def load_references(
     if not given:
         with compute.timed("read"):
             return mp20_references()
+    # all are loaded first, so that nothing is computed if one of them cannot be read
+    given = {split: _loaded(structures) for split, structures in given.items()}
     sets = {
         split: _reference(structures, compute, with_statistics=split == "test")
         for split, structures in given.items()
@@ -669,14 +697,21 @@ def load_references(
     return References(sets, scale)
 
 
+def _loaded(structures):
+    "Load a set; a Dataset and Crystals stay as they are."
+    return (
+        structures if isinstance(structures, (Dataset, Crystals)) else load_structures(structures)
+    )
+
+
 def _reference(structures, compute, with_statistics):
-    "Make a reference set from a Dataset, Crystals, or whatever `load_structures` takes."
+    "Make a reference set from a Dataset, Crystals, or what `load_structures` returns."
     if isinstance(structures, Dataset):
         return reference_from_crystals(structures.ids, structures.crystals, with_statistics)
     if isinstance(structures, Crystals):
         names = map(str, range(len(structures)))
         return reference_from_crystals(names, structures, with_statistics)
-    return reference_from_sources(*load_structures(structures), compute, with_statistics)
+    return reference_from_sources(*structures, compute, with_statistics)
 
 
 def data_scale(
@@ -866,6 +901,22 @@ class RelaxationPlan:
         return relaxation(self.potential, batch_size=64 if on_gpu else 8)
 
 
+def check_potential(
+    potential,  # Potential, or None for CHGNet
+    device,  # device for CHGNet: cpu or cuda
+) -> Potential:
+    "Check a potential, or make the default one. Raises ValueError for anything else."
+    if potential is None:
+        return CHGNetPotential(device)
+    is_named = isinstance(getattr(potential, "name", None), str)
+    if isinstance(potential, type) or not callable(potential) or not is_named:
+        raise ValueError(
+            f"potential is {potential!r}: give a Potential of symmbfn.stability, such as "
+            "ASEPotential(calculator, name) for a calculator of ASE."
+        )
+    return potential
+
+
 def plan_relaxations(
     n,  # how many crystals to relax
     *,
@@ -875,12 +926,9 @@ def plan_relaxations(
 ) -> RelaxationPlan:
     """Load the potential and the hull, and check that they fit together, before any work is done.
     Raises ValueError or FileNotFoundError that says what to do."""
-    if potential is None:
-        if device not in ("cpu", "cuda") or device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"device is {device!r}: give 'cpu', or 'cuda' where torch finds a GPU."
-            )
-        potential = CHGNetPotential(device)
+    potential = check_potential(potential, resolve_device(device))
+    if hull is not None and not isinstance(hull, (Hull, str, os.PathLike)):
+        raise ValueError(f"hull is {hull!r}: give a Hull, or the path of a table.")
     if n and not isinstance(hull, Hull):
         hull = load_hull(hull)
     if n:
@@ -1149,27 +1197,13 @@ def format_summary(
     return "\n".join(formatted)
 
 # %% ../nbs/19_evaluation.ipynb #32e00039
-@contextmanager
-def whole_file(
-    path,  # file that is to be written or replaced
-):  # yields the path of another file, to write to
-    "Give a path to write to, which takes the place of `path` if the block ends without an error."
-    path = Path(path)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def write_csv(
     path,
     rows,  # list of dict, not all with the same keys
 ):
     "Write rows as a CSV table with a column for each key; a field is empty where a row lacks it."
     columns = dict.fromkeys(name for row in rows for name in row)  # in order, each once
-    with whole_file(path) as unfinished, open(unfinished, "w", newline="") as f:
+    with whole_text(path) as f:
         table = csv.DictWriter(f, list(columns))
         table.writeheader()
         table.writerows(rows)
@@ -1186,6 +1220,8 @@ def to_frame(
     names = dict(name="name", formula="formula", energy="energy_per_atom")
     names |= dict(e_above_hull="e_above_hull", relaxed="relaxed")
     info = {new: row[old] for old, new in names.items() if row.get(old) is not None}
+    # what is said about a frame has to fit in one line
+    info = {k: " ".join(v.split()) if isinstance(v, str) else v for k, v in info.items()}
     return Atoms(
         numbers=structure.atomic_numbers,
         cell=structure.lattice.matrix,
@@ -1226,13 +1262,13 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "structures.csv", self.rows)
         write_csv(folder / "summary.csv", self.summary)
-        with whole_file(folder / "summary.txt") as path:
-            path.write_text(f"{self}\n")
-        with whole_file(folder / "about.json") as path:
-            path.write_text(json.dumps(self.about, indent=1))
+        with whole_text(folder / "summary.txt") as file:
+            file.write(f"{self}\n")
+        with whole_text(folder / "about.json") as file:
+            json.dump(self.about, file, indent=1)
         frames = [to_frame(s, row) for row, s in zip(self.rows, self.relaxed) if s is not None]
-        with whole_file(folder / "relaxed.extxyz") as path:
-            write(path, frames, format="extxyz")
+        with whole_text(folder / "relaxed.extxyz") as file:
+            write(file, frames, format="extxyz")
 
 # %% ../nbs/19_evaluation.ipynb #32e00027
 def describe(
@@ -1258,6 +1294,59 @@ def describe(
     )
 
 
+def check_seconds(
+    seconds,  # that one crystal took to generate, or None
+):  # float, or None
+    "Check a time. Raises ValueError unless it is a positive number."
+    if seconds is None:
+        return None
+    is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+    if not is_number or not isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"seconds is {seconds!r}: give the time that one crystal took.")
+    return float(seconds)
+
+
+def count_relaxations(
+    relaxations,  # how many crystals to relax, or None for all
+    n,  # how many there are
+) -> int:
+    "Check how many crystals to relax. Raises ValueError unless it is a whole number from 0."
+    return n if relaxations is None else min(check_count("relaxations", relaxations, 0), n)
+
+
+def prepare_folder(
+    folder,  # made if it isn't there; None: no report is written
+):
+    "Make a folder, and check that it can be written to. Raises OSError that says what to do."
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise OSError(
+            f"The report cannot be written to {printable(folder)} ({e.strerror or e}): give "
+            "another folder."
+        ) from e
+
+
+def write_report(
+    report: Report,
+    folder,  # None: no report is written
+):
+    "Write a report. If that fails, only warn, so that what was computed is not lost."
+    if folder is None:
+        return
+    try:
+        report.write(folder)
+    except OSError as e:
+        warnings.warn(
+            f"The report could not be written to {printable(folder)} ({e.strerror or e}): make "
+            "space there and evaluate again, which takes seconds, since all results are kept.",
+            stacklevel=3,
+        )
+
+
 def evaluate(
     structures,  # a path, `Crystals`, a `Dataset`, or an iterable of structures and CIF texts
     *,
@@ -1275,11 +1364,13 @@ def evaluate(
 ) -> Report:
     """Measure crystals as the paper does, and sum up the results. If none of train, val and test is
     given, they are MP-20's; if some are, numbers that need the others are left out. Raises
-    ValueError or FileNotFoundError that says what to do, and RuntimeError if worker processes die
-    before they begin."""
+    ValueError, FileNotFoundError or OSError that says what to do, and RuntimeError if worker
+    processes die before they begin. If the report cannot be written at the end, it only warns."""
+    workers, seconds = check_workers(workers), check_seconds(seconds)
     names, sources = load_structures(structures)
-    n_relax = len(sources) if relaxations is None else min(relaxations, len(sources))
+    n_relax = count_relaxations(relaxations, len(sources))
     plan = plan_relaxations(n_relax, potential=potential, device=device, hull=hull)
+    prepare_folder(out)
     compute = Computer(Store(cache or cache_folder() / "evaluate.sqlite"), workers)
 
     references = load_references(dict(train=train, val=val, test=test), compute)
@@ -1292,6 +1383,5 @@ def evaluate(
     summary = summarize(rows, measured.table2, floor, seconds)
     about = describe(len(rows), plan, references, compute) | dict(seconds=seconds)
     report = Report(rows, summary, relaxed + [None] * (len(rows) - n_relax), about)
-    if out is not None:
-        report.write(out)
+    write_report(report, out)
     return report
