@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'ENCODER', 'SPLITS', 'MP20_PROPERTIES', 'MP20_URL', 'MP20_BLOBS', 'MP20_ABOUT', 'HULL_COLUMNS', 'to_number',
-           'split_columns', 'check_count', 'check_workers', 'summarize_bad', 'encode_sources', 'cache_folder',
-           'whole_file', 'whole_text', 'content_digest', 'encode_source', 'random_split', 'find_splits', 'load_data',
-           'blob_id', 'fetch', 'mp20_file', 'encode_mp20', 'write_mp20', 'write_hull', 'write_fingerprints',
-           'load_fingerprints']
+           'split_columns', 'check_workers', 'summarize_bad', 'encode_sources', 'cache_folder', 'whole_file',
+           'whole_text', 'content_digest', 'encode_source', 'random_split', 'find_splits', 'load_data', 'blob_id',
+           'fetch', 'mp20_file', 'encode_mp20', 'write_mp20', 'write_hull', 'write_fingerprints', 'load_fingerprints']
 
 # %% ../nbs/14_datasets.ipynb #347c3e7a
 import csv
@@ -26,13 +25,12 @@ from functools import partial
 from http.client import HTTPException
 from importlib.metadata import version
 from importlib.resources import files
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import concat
+from .core import concat, whole_number
 from symmbfn.data import (
     Dataset,
     load_dataset,
@@ -98,18 +96,6 @@ def _standardized(
         return str(e).strip() or type(e).__name__
 
 
-def check_count(
-    name,  # the argument's name, for the error message
-    value,  # the argument: 3, 3.0 or a number of numpy, but not True or '3'
-    least=1,  # the smallest number that is allowed
-) -> int:
-    "Check that an argument is a whole number. Raises ValueError if it isn't."
-    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    if not is_number or not math.isfinite(value) or value % 1 or value < least:
-        raise ValueError(f"{name} is {value!r}: give a whole number, {least} or more.")
-    return int(value)
-
-
 def check_workers(
     workers,  # number of processes, or None for the default
 ):  # int, or None for the default
@@ -117,7 +103,7 @@ def check_workers(
 
     It is always 1 in a process that multiprocessing has started: such a process may not start
     others if it is daemonic, and else would wait for them for minutes at its end."""
-    workers = None if workers is None else check_count("workers", workers)
+    workers = None if workers is None else whole_number("workers", workers)
     return workers if multiprocessing.parent_process() is None else 1
 
 
@@ -383,7 +369,7 @@ def random_split(
     seed=0,  # the same seed gives the same split
 ) -> dict:  # 'train', 'val', 'test' -> Dataset, each in the order of the data
     "Split a data set into 80, 10 and 10 percent. Raises ValueError for fewer than three crystals."
-    seed = check_count("seed", seed, least=0)
+    seed = whole_number("seed", seed, least=0)
     if len(data) < 3:
         raise ValueError(
             f"There are {len(data)} crystals: give three at least, "
@@ -427,7 +413,7 @@ def load_data(
 
     Columns of numbers become properties. Raises FileNotFoundError, or ValueError that says what to
     do."""
-    seed = check_count("seed", seed, least=0)
+    seed = whole_number("seed", seed, least=0)
     workers, symprec = check_workers(workers), check_symprec(symprec)
     if isinstance(source, str) and source == "mp20":
         return load_mp20()

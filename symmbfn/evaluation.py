@@ -37,17 +37,16 @@ from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import zip_longest
-from math import gcd, isfinite
-from numbers import Real
+from math import gcd
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import Crystals
+from .core import Crystals, real_number, whole_number
 from .data import Dataset, load_mp20, load_tensors
-from .datasets import cache_folder, check_count, check_workers, whole_text
-from .generation import resolve_device
+from .datasets import cache_folder, check_workers, whole_text
+from .generation import use_one_thread_after_fork
 from symmbfn.metrics import (
     MIN_DISTANCE,
     N_COMPOSITION_FEATURES,
@@ -88,6 +87,7 @@ from symmbfn.stability import (
     relax,
 )
 from .structures import decode, load_structures, printable, to_structure
+from .train import resolve_device
 
 # %% ../nbs/19_evaluation.ipynb #32e00011
 def content_key(
@@ -1300,10 +1300,10 @@ def check_seconds(
     "Check a time. Raises ValueError unless it is a positive number."
     if seconds is None:
         return None
-    is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
-    if not is_number or not isfinite(seconds) or seconds <= 0:
+    seconds = float(real_number("seconds", seconds))
+    if not 0 < seconds < np.inf:
         raise ValueError(f"seconds is {seconds!r}: give the time that one crystal took.")
-    return float(seconds)
+    return seconds
 
 
 def count_relaxations(
@@ -1311,7 +1311,7 @@ def count_relaxations(
     n,  # how many there are
 ) -> int:
     "Check how many crystals to relax. Raises ValueError unless it is a whole number from 0."
-    return n if relaxations is None else min(check_count("relaxations", relaxations, 0), n)
+    return n if relaxations is None else min(whole_number("relaxations", relaxations, least=0), n)
 
 
 def prepare_folder(
@@ -1366,6 +1366,7 @@ def evaluate(
     given, they are MP-20's; if some are, numbers that need the others are left out. Raises
     ValueError, FileNotFoundError or OSError that says what to do, and RuntimeError if worker
     processes die before they begin. If the report cannot be written at the end, it only warns."""
+    use_one_thread_after_fork()
     workers, seconds = check_workers(workers), check_seconds(seconds)
     names, sources = load_structures(structures)
     n_relax = count_relaxations(relaxations, len(sources))

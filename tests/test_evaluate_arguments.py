@@ -63,17 +63,17 @@ def test_numbers_of_other_libraries_are_taken(tmp_path, n):
 
 
 REFUSED = [
-    (dict(relaxations=-1), "relaxations is -1: give a whole number, 0 or more"),
+    (dict(relaxations=-1), "relaxations is -1: give a whole number from 0"),
     (dict(relaxations=1.5), "relaxations is 1.5"),
     (dict(relaxations="3"), "relaxations is '3'"),
     (dict(relaxations=True), "relaxations is True"),
     (dict(relaxations=float("nan")), "relaxations is nan"),
-    (dict(workers=-1), "workers is -1: give a whole number, 1 or more"),
+    (dict(workers=-1), "workers is -1: give a whole number from 1"),
     (dict(workers=0), "workers is 0"),
     (dict(seconds=-1), "seconds is -1"),
     (dict(seconds="fast"), "seconds is 'fast'"),
     (dict(device="gpu"), "device is 'gpu'"),
-    (dict(device=None), "device is None"),
+    (dict(device=None), "device is 'None'"),
     (dict(potential="chgnet"), "potential is 'chgnet': give a Potential"),
     (dict(potential=EMT()), "potential is .*: give a Potential"),
     (dict(potential=ASEPotential), "potential is .*: give a Potential"),
