@@ -19,6 +19,7 @@ from pymatgen.core import Composition, Lattice, Structure
 
 import symmbfn
 from symmbfn.data import load_mp20
+from symmbfn.datasets import whole_file
 from symmbfn.evaluation import (
     FINGERPRINT,
     MEASURE,
@@ -28,7 +29,6 @@ from symmbfn.evaluation import (
     evaluate,
     relaxation,
     run_stage,
-    whole_file,
 )
 from symmbfn.metrics import charge_balanced, crystal_statistics
 from symmbfn.stability import (
