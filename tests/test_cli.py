@@ -20,7 +20,7 @@ COMMANDS = sorted(main.commands)
 TINY = "--set hidden=16 --set embed=8 --set layers=1 --set freqs=2 --epochs 2 --batch-size 20"
 # packages that a machine may lack if it only trains
 HEAVY = (
-    "pymatgen moyopy spglib smact matminer chgnet ase pandas pyarrow joblib scipy matplotlib tqdm"
+    "pymatgen gemmi moyopy spglib smact matminer chgnet ase pandas pyarrow joblib scipy matplotlib tqdm"
 )
 
 
