@@ -118,7 +118,7 @@ def _block_values(
         if tag.startswith(CIF_PARTS):
             entries = [v if is_null(v) else as_string(v).strip() for v in entries]
             if values.setdefault(tag, entries) != entries:
-                raise ValueError(f"gives {tag} twice: leave out what is wrong")
+                raise ValueError(f"has two values for one entry ({tag}): leave one of them out")
     return values
 
 
@@ -145,8 +145,8 @@ def _crystal_block(
     crystals = [b for b in blocks if all(_stated(b[1], tag) for tag in needed)]
     if not crystals:
         raise ValueError(
-            "holds no crystal, since no data block has both a cell (_cell_length_a) and "
-            "coordinates (_atom_site_fract_x): mend it or leave it out"
+            "holds no crystal (no data block has both a cell, _cell_length_a, and coordinates, "
+            "_atom_site_fract_x): mend it or leave it out"
         )
     if len(crystals) > 1:
         names = ", ".join(name for name, _ in crystals)
@@ -166,7 +166,7 @@ def _parse_number(
     "Read a number of a CIF and its precision. Raises ValueError if it isn't a number."
     found = _NUMBER.fullmatch(text)
     if not found:
-        raise ValueError(f"gives {what} as '{text}', which is no number: correct it")
+        raise ValueError(f"has a value that is no number ({what} is '{text}'): correct it")
     number, decimals, only_decimals, exponent, deviation = found.groups()
     digits = len(decimals or only_decimals or "")
     return float(number), max(1, int(deviation or 1)) * 10.0 ** (int(exponent or 0) - digits)
@@ -274,7 +274,8 @@ def _site_element(
     if len(readings) != 1:
         meaning = " or ".join(readings) or "no element of the file"
         raise ValueError(
-            f"has an atom {text}, which names {meaning}: give its element as _atom_site_type_symbol"
+            f"has an atom of no clear element ({text} names {meaning}): "
+            "give the element as _atom_site_type_symbol"
         )
     return _element(readings[0])
 
@@ -396,7 +397,8 @@ def _listed_operations(
     group_ops.add_missing_elements()
     if len(group_ops) != n_listed:
         raise ValueError(
-            f"lists {n_listed} operations, which make {len(group_ops)} together: list all of them"
+            f"lists operations that are no group (its {n_listed} make {len(group_ops)} together): "
+            "list all of them"
         )
     name = f"the {n_listed} operations listed" if n_listed > 1 else "the operation x, y, z alone"
     return _number_operations(group_ops, name)
@@ -565,8 +567,7 @@ def _stated_operations(
     statements = [found for found in statements if found]
     if not statements and (symbol or hall):
         raise ValueError(
-            f"says space group {symbol or hall}, which is not known, and has no operations: "
-            "list them"
+            f"has an unknown space group ({symbol or hall}) and no operations: list the operations"
         )
     return statements
 
@@ -618,7 +619,7 @@ def _snap_site(
             return x, fixed
         x = x + shifts[fixed].mean(0)
     raise ValueError(
-        f"has an atom at {tuple(x.round(4).tolist())} that is near several special positions: "
+        f"has an atom near several special positions {tuple(x.round(4).tolist())}: "
         "give its coordinates with more digits"
     )
 
@@ -701,11 +702,11 @@ def _describe_overlap(
     "Say which atoms overlap, and what to do."
     if label == other:
         return (
-            f"has an atom {label} that is {distance:.2f} Angstrom away from its own image: "
+            f"has an atom too close to its own image ({label}, {distance:.2f} Angstrom): "
             "give its coordinates with more digits"
         )
     return (
-        f"has atoms {label} and {other} that are {distance:.2f} Angstrom apart: "
+        f"has atoms too close to each other ({label} and {other}, {distance:.2f} Angstrom): "
         "leave one of them out"
     )
 
@@ -759,8 +760,8 @@ def _check_formula(
     stated = [f"the formula {formula.text}"] if formula.amounts else []
     stated += [f"Z = {formula.units}"] if formula.units else []
     raise ValueError(
-        f"states {' and '.join(stated)}, but its atoms and {ops.name} make a cell of "
-        f"{structure.composition.formula}: correct what is wrong"
+        f"has other atoms than its formula ({' and '.join(stated)}, but the atoms and {ops.name} "
+        f"make a cell of {structure.composition.formula}): correct what is wrong"
     )
 
 
@@ -773,7 +774,9 @@ def _apply_symmetry(
     "Fill the cell and check what is in it. Raises ValueError with the reason."
     if not _fits_cell(ops, lattice):
         cell = ", ".join(f"{v:.6g}" for v in lattice.parameters)
-        raise ValueError(f"has a cell ({cell}) that contradicts {ops.name}: correct one of them")
+        raise ValueError(
+            f"has a cell that contradicts its symmetry ({cell} and {ops.name}): correct one of them"
+        )
     # a list of all atoms is what it is, and so is a cell with the number of atoms that is stated
     may_overlap = len(ops.R) == 1 or formula.amounts and formula.units
     reasons = []
@@ -823,12 +826,12 @@ def _read_crystal(
             reasons.append(e)
     names = " or ".join(dict.fromkeys(ops.name for ops in readings))
     if disagree and (not crystals or len(crystals) == 1 and not formula.amounts):
-        raise ValueError(f"may mean {names}, which disagree: correct what is wrong")
+        raise ValueError(f"has statements of symmetry that disagree ({names}): correct one of them")
     if not crystals:
         raise reasons[0]
     if not all(_same_atoms(crystals[0], other) for other in crystals[1:]):
         raise ValueError(
-            f"may mean {names}, and these make different crystals: list the operations of one"
+            f"leaves its symmetry open ({names} make different crystals): list the operations"
         )
     return crystals[0]
 
@@ -1452,8 +1455,8 @@ def find_symmetry(
         if pairs:
             i, j, distance = min(pairs, key=itemgetter(2))
             raise ValueError(
-                f"atoms {i} ({structure[i].specie}) and {j} ({structure[j].specie}) are "
-                f"{distance:.2f} Angstrom apart: leave one of them out"
+                f"atoms are too close to each other (number {i}, {structure[i].specie}, and {j}, "
+                f"{structure[j].specie}, {distance:.2f} Angstrom): leave one of them out"
             ) from e
         raise ValueError(
             f"no space group was found within {symprec} Angstrom ({e}): try a smaller symprec"
