@@ -252,6 +252,13 @@ class _Sites:
     x: np.ndarray  # (n,3) fractional coordinates
     precision: np.ndarray  # (n,3) by how much rounding may have changed them
 
+    def take(self, rows):  # _Sites
+        "Choose some of the sites."
+        labels, elements = [
+            [column[row] for row in rows] for column in (self.labels, self.elements)
+        ]
+        return _Sites(labels, elements, self.x[rows], self.precision[rows])
+
 
 @cache
 def _site_element(
@@ -263,10 +270,13 @@ def _site_element(
     letters = re.match("[A-Za-z]*", text)[0]
     two, one = letters[:2].capitalize(), letters[:1].upper()
     readings = [s for s in dict.fromkeys([two, one]) if _element(s)]
-    if known:
-        readings = [s for s in readings if _element(s) in known]
+    exact = [s for s in readings if s.upper() == letters.upper()]
+    if re.search("[/,&]", text):  # as in Al/Si
+        readings = []
+    elif known:
+        readings = [s for s in readings if _element(s) in known] or ([] if is_label else exact)
     elif len(letters) > 2 or two == "Va" or not is_label:  # Va is a vacancy
-        readings = [s for s in readings if s.upper() == letters.upper()]
+        readings = exact
     elif one == "T":  # the label of a tetrahedral site; tritium has a type symbol
         readings = [s for s in readings if s != "T"]
     if len(readings) == 2 and not (is_label and letters[1].isupper()):
@@ -322,23 +332,21 @@ def _fill_positions(
     "Join the rows of a position. Raises ValueError unless one element fills it."
     if all(text in ("1", "1.0", ".") for text in column):
         return sites
+    occupancy = np.ones((len(column), 2))  # of each row, and by how much it may be rounded
+    for row, text in enumerate(column):
+        if text != ".":
+            # without the uncertainty: a refined occupancy of 0.99(1) is not a full one
+            number = _parse_number(text.partition("(")[0], f"the occupancy of {sites.labels[row]}")
+            occupancy[row] = number[0], min(number[1] / 2, 0.01)
     positions = {}  # rounded coordinates -> rows
     for row, x in enumerate(sites.x):
         positions.setdefault(tuple((x % 1).round(3) % 1), []).append(row)
-    values = []
-    for label, text in zip(sites.labels, column):
-        # without the uncertainty: a refined occupancy of 0.99(1) is not a full one
-        text = "1" if text == "." else text.partition("(")[0]
-        values.append(_parse_number(text, f"the occupancy of {label}"))
     kept = []
     for rows in positions.values():
-        total = sum(values[row][0] for row in rows)
-        rounding = sum(values[row][1] for row in rows) / 2
-        full = [row for row in rows if abs(values[row][0] - 1) <= values[row][1] / 2]
-        one_element = len({sites.elements[row] for row in rows}) == 1
-        if len(full) == len(rows):
+        total, rounding = occupancy[rows].sum(0)
+        if (np.abs(occupancy[rows, 0] - 1) <= occupancy[rows, 1]).all():
             kept += rows  # the same atom twice, or an overlap: see below
-        elif one_element and abs(total - 1) <= rounding + 1e-9:
+        elif len({sites.elements[row] for row in rows}) == 1 and abs(total - 1) <= rounding:
             kept.append(rows[0])
         else:
             found = " and ".join(f"{column[row]} of {sites.labels[row]}" for row in rows)
@@ -346,13 +354,7 @@ def _fill_positions(
                 f"has a position that is not filled by one element (occupancy {found}): "
                 "give it one element with occupancy 1"
             )
-    kept.sort()
-    return _Sites(
-        [sites.labels[row] for row in kept],
-        [sites.elements[row] for row in kept],
-        sites.x[kept],
-        sites.precision[kept],
-    )
+    return sites.take(sorted(kept))
 
 # %% ../nbs/13_structures.ipynb #13cif010
 class _Operations(NamedTuple):
@@ -565,9 +567,11 @@ def _stated_operations(
         of_number = _settings_of_number(G, all_settings=bool(symbol and not settings))
         statements.append(_allowed_settings(of_number, lattice, one_symbol=not symbol or settings))
     statements = [found for found in statements if found]
-    if not statements and (symbol or hall):
+    unknown = [_stated(values, tag) for tag in values if tag.startswith(CIF_PARTS[1:3])]
+    if not statements and any(unknown):
         raise ValueError(
-            f"has an unknown space group ({symbol or hall}) and no operations: list the operations"
+            f"has no operations and no known space group ({', '.join(filter(None, unknown))}): "
+            "list the operations"
         )
     return statements
 

@@ -247,12 +247,15 @@ REFUSED = {  # text, words of the reason
         salt(ALONE + "\n" + number(225)),
         "x, y, z alone or the space group F m -3 m",
     ),
-    "unknown symbol": (salt(symbol("F m -3 q")), "unknown space group .F m -3 q."),
+    "unknown symbol": (salt(symbol("F m -3 q")), "no known space group .F m -3 q."),
     "unknown setting": (
         cif(MONOCLINIC, symbol("P 21/q") + "\n" + number(14), ZIRCONIA, "Zr O2"),
         "P 1 21/c 1 or .* P 1 21/n 1 or .* different crystals",
     ),
     "origin": (cif(SILICON[0], symbol("F d 3 m"), SILICON[1], "Si"), "F d -3 m:1 or .* F d -3 m:2"),
+    "number 231": (salt(number(231)), "no known space group .231."),
+    "Schoenflies": (salt("_space_group_name_Schoenflies 'O_h^5'"), "no known space group .O_h.5."),
+    "system alone": (salt("_symmetry_cell_setting cubic"), "no known space group .cubic."),
     "operations left out": (
         salt("loop_\n_symmetry_equiv_pos_as_xyz\nx,y,z\n-y,x,z"),
         "its 2 make 4",
@@ -289,6 +292,11 @@ REFUSED = {  # text, words of the reason
     "unknown place": (one(*SALT, "H1 H ? ? ?"), "no number .coordinate x of H1 is '.'."),
     "decimal comma": (one("Na1 Na 0,5 0 0"), "coordinate x of Na1 is '0,5'"),
     "CA": (one("CA1 0 0 0", columns=LABELS), "CA1 names Ca or C"),
+    "mixture": (one("M1 Al/Si 0 0 0"), "Al/Si names no element"),
+    "nearly full": (
+        one("Fe1 Fe2+ 0 0 0 0.5", "Fe2 Fe3+ 0 0 0 0.4", columns=OCCUPANCY),
+        "occupancy 0.5 of Fe1 and 0.4 of Fe2",
+    ),
     "water": (one("Wat1 0 0 0", columns=LABELS), "Wat1 names no element"),
     "tetrahedron": (one("T1 0 0 0", columns=LABELS), "T1 names no element"),
     "vacancy": (one("V1 Va 0 0 0"), "Va names no element"),
