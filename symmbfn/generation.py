@@ -1115,7 +1115,7 @@ def describe_crystals(
 def generate(
     n,  # number of crystals
     *,
-    # dict: property -> value to aim at, such as {'formation_energy_per_atom': -2}; STABLE: an energy
+    # dict: property -> value to aim at, as {'formation_energy_per_atom': -2}; STABLE: an energy
     # above the hull of 0, if the model knows it; None: nothing
     condition=STABLE,
     guidance=0.0,  # strength of the guidance towards the properties (11)

@@ -337,3 +337,12 @@ def test_a_forked_child_generates_after_its_parent():
             child.kill()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_template_is_one_crystal_and_a_structure_has_a_composition():
+    salt = Structure.from_spacegroup(
+        "Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0] * 3, [0.5] * 3]
+    )
+    with pytest.raises(ValueError, match="2 crystals"):
+        parse_request(template=[salt, salt])
+    assert parse_request(composition=salt).formula == {11: 4, 17: 4}
