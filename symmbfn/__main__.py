@@ -257,6 +257,12 @@ def main(context):
     "hull of 0. The word none: nothing.",
 )
 @click.option("--guidance", type=float, default=0.0, help="How strongly to aim at the properties.")
+@click.option(
+    "--best",
+    type=float,
+    default=1.0,
+    help="Share of the sampled crystals to return: those of lowest energy as they are, by CHGNet.",
+)
 @click.option("--steps", type=int, default=50, help="Steps of the sampler.")
 @click.option(
     "--method",

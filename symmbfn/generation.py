@@ -13,8 +13,9 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'ENDINGS', 'KEEP
            'with_sites', 'has_coordinates', 'check_sites', 'check_fixed_positions', 'parse_lattice', 'parse_cell',
            'with_lattice', 'parse_request', 'write_json', 'load_progress', 'read_request', 'describe_request',
            'open_folder', 'save_progress', 'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names',
-           'parse_folder', 'resolve_batch_size', 'sampler_settings', 'Generated', 'sample_with_progress',
-           'plan_crystals', 'describe_crystals', 'generate', 'make_eval_fn', 'sample_cached']
+           'parse_folder', 'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies',
+           'select_best', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'generate',
+           'make_eval_fn', 'sample_cached']
 
 # %% ../nbs/18_generation.ipynb #d7ba076a
 import csv
@@ -33,6 +34,7 @@ from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +60,7 @@ from symmbfn.data import (
 from .lattice import CRYSTAL_SYSTEMS, constrain, lattice_to_k
 from symmbfn.metrics import (
     MIN_DISTANCE,
+    beyond_limits,
     crystal_statistics,
     detect_space_group,
     is_valid,
@@ -67,6 +70,13 @@ from symmbfn.metrics import (
 from .model import Trained, digest, load
 from .reconstruct import reconstruct, snap_to_wyckoff
 from .sample import METHODS, CrystalNoise, sample
+from symmbfn.stability import (
+    CHGNetPotential,
+    formation_energy,
+    hull_energy,
+    load_hull,
+    predict,
+)
 from .structures import decode, encode, to_cif
 from .train import autocast, resolve_device, resolve_precision
 from .wyckoff import wyckoff_labels, wyckoff_table
@@ -1041,6 +1051,50 @@ def sampler_settings(
         raise ValueError(f"Unknown method {settings['method']!r}: choose {' or '.join(METHODS)}.")
     return settings
 
+# %% ../nbs/18_generation.ipynb #18b00004
+def number_to_sample(
+    n: int,  # crystals asked for
+    best,  # the share of the sampled ones that they are to be
+) -> int:
+    "Compute how many crystals to sample. Raises ValueError for a share that isn't in (0, 1]."
+    (share,) = finite_numbers("best", [best])
+    if not 0 < share <= 1:
+        raise ValueError(f"best is {best}: give a share above 0, up to 1.")
+    return math.ceil(n / share)
+
+
+def unrelaxed_energies(
+    structures,  # list of pymatgen Structures
+    device="cpu",  # where CHGNet is computed
+    chunk=20,  # structures whose energies are computed at once
+) -> np.ndarray:  # energies above the package's hull, eV/atom; inf for one that has none
+    "Compute the energy above the hull of each crystal as it is, with CHGNet."
+    potential, hull = CHGNetPotential(device), load_hull()
+    energies = np.full(len(structures), np.inf)
+    possible = [i for i, structure in enumerate(structures) if not beyond_limits(structure)]
+    for start in range(0, len(possible), chunk):
+        index = possible[start : start + chunk]
+        for i, result in zip(index, predict(potential, [structures[i] for i in index])):
+            if isinstance(result, str):  # the reason why there is no energy
+                continue
+            composition = structures[i].composition
+            formation = formation_energy(hull, composition, result[0])
+            energies[i] = formation - hull_energy(hull, composition)
+    return energies
+
+
+def select_best(
+    crystals: Crystals,
+    n: int,  # how many to select
+    device="cpu",  # where CHGNet is computed
+) -> Crystals:  # n crystals, in the order in which they were
+    "Select the crystals with the lowest energies above the hull, if there are more than n."
+    if len(crystals) <= n:
+        return crystals
+    energies = unrelaxed_energies(decode(crystals, primitive=True), device)
+    lowest = np.argsort(energies, kind="stable")[:n]
+    return crystals[torch.from_numpy(np.sort(lowest))]
+
 # %% ../nbs/18_generation.ipynb #19g00016
 class Generated(NamedTuple):
     "What `generate` returns: the same n crystals in three forms."
@@ -1119,6 +1173,7 @@ def generate(
     # above the hull of 0, if the model knows it; None: nothing
     condition=STABLE,
     guidance=0.0,  # strength of the guidance towards the properties (11)
+    best=1.0,  # share of the sampled crystals to return, those of lowest energy as they are
     steps=50,  # sampler steps, each with one call of the network
     method="noise-reduced",  # how the sampler updates beliefs, one of METHODS (10)
     temperature=TEMPERATURE,  # scale of the sampler's noise; lower: likelier crystals, more alike
@@ -1135,6 +1190,7 @@ def generate(
     use_one_thread_after_fork()
     check_names(request)
     n = whole_number("n", n)
+    n_sampled = number_to_sample(n, best)
     out = parse_folder(out)
     device = resolve_device(device)
     batch_size = resolve_batch_size(batch_size, device)
@@ -1145,11 +1201,11 @@ def generate(
     trained = model if isinstance(model, Trained) else load(model)
     net, prior = trained.model.to(device), trained.prior
     condition = parse_condition(condition, net.settings["properties"])
-    targets = plan_crystals(trained, parsed, condition, n, settings["seed"])
-    description = describe_request(n, condition, settings, net, parsed)
-    sampler = partial(sample_crystals, net, prior, n, batch_size=batch_size, **targets, **settings)
-    crystals = sample_with_progress(sampler, n, out, description, progress)
-    return describe_crystals(crystals, out, settings["seed"], condition)
+    description = describe_request(n_sampled, condition, settings, net, parsed)
+    settings |= plan_crystals(trained, parsed, condition, n_sampled, settings["seed"])
+    sampler = partial(sample_crystals, net, prior, n_sampled, batch_size=batch_size, **settings)
+    crystals = sample_with_progress(sampler, n_sampled, out, description, progress)
+    return describe_crystals(select_best(crystals, n, device), out, settings["seed"], condition)
 
 # %% ../nbs/18_generation.ipynb #19g00001
 def make_eval_fn(
