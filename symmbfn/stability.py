@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['CHGNET', 'N_COLUMNS', 'TERM', 'PLAIN_FORMULA', 'MAX_ATOMIC_NUMBER', 'MAX_ANGLES', 'MAX_ANGLES_OF_CRYSTAL', 'FMAX',
            'MAX_STEPS', 'MAX_VOLUME_CHANGE', 'MAX_MOVE', 'DT_START', 'DT_MAX', 'MIXING_START', 'PATIENCE', 'Hull',
-           'atomic_numbers', 'parse_formula', 'hull_from_table', 'hull_energy', 'formation_energy',
+           'atomic_numbers', 'parse_formula', 'hull_from_table', 'hull_energy', 'decompose', 'formation_energy',
            'hull_from_energies', 'hull_from_entries', 'read_columns', 'read_references', 'load_hull', 'Potential',
            'predict', 'ASEPotential', 'chgnet', 'JoinedGraphs', 'batch_graphs', 'crystal_graph', 'split_portions',
-           'CHGNetPotential', 'FireState', 'advance', 'relax', 'matcher', 'is_same', 'find_known', 'find_first']
+           'CHGNetPotential', 'FireState', 'advance', 'relax', 'matcher', 'is_same', 'find_known', 'find_first',
+           'fit_references', 'on_scale']
 
 # %% ../nbs/16_stability.ipynb #17a00004
 import csv
 import gzip
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from itertools import islice
@@ -122,6 +123,20 @@ def hull_energy(
 ) -> float:  # eV/atom
     """Compute the formation energy of the best mixture of a hull's entries, by the linear programme
     above. Raises ValueError for an element that the hull doesn't have."""
+    return float(_best_mixture(hull, composition)[1].fun)
+
+
+def decompose(
+    hull: Hull,
+    composition,  # pymatgen Composition
+) -> dict:  # index of an entry -> its share of the atoms; the shares add up to 1
+    "Find the best mixture of a hull's entries, whose energy `hull_energy` is. Raises the same."
+    rows, solution = _best_mixture(hull, composition)
+    return {int(row): float(w) for row, w in zip(rows, solution.x) if w > 1e-9}
+
+
+def _best_mixture(hull, composition):
+    "Solve the linear programme: indices of the entries it may use, and scipy's result for them."
     from scipy.optimize import linprog
 
     fractions = composition.fractional_composition.get_el_amt_dict()
@@ -136,7 +151,7 @@ def hull_energy(
     solution = linprog(hull.energy[rows], A_eq=A, b_eq=x[present], method="highs")
     if solution.status:
         raise ValueError(f"no mixture of the hull's entries was found ({solution.message})")
-    return float(solution.fun)
+    return rows, solution
 
 
 def formation_energy(
@@ -771,3 +786,50 @@ def find_first(
         if report:
             report()
     return first
+
+# %% ../nbs/16_stability.ipynb #17a00047
+def fit_references(
+    hull: Hull,
+    compositions,  # (n,) pymatgen Compositions of known crystals
+    energy,  # (n,) their total energies from the potential, eV/atom
+    formation,  # (n,) their true formation energies, eV/atom
+    potential=CHGNET,  # name of the potential
+    *,
+    strength=0.3,  # lambda of the formula above
+    max_error=0.3,  # eV/atom: crystals with a larger error are left out
+) -> dict:  # symbol -> energy of the element, eV/atom
+    """Fit the elements' energies by ridge regression, as above, starting from those of the hull.
+    Raises ValueError if the hull has none for the potential."""
+    references = hull.references_of(potential)
+    symbols = sorted(references)
+    start = np.array([references[symbol] for symbol in symbols])
+    x = np.array([[c.get_atomic_fraction(symbol) for symbol in symbols] for c in compositions])
+    error = np.asarray(energy) - x @ start - np.asarray(formation)
+    kept = abs(error) < max_error
+    x, error = x[kept], error[kept]
+    change = np.linalg.solve(x.T @ x + strength * np.eye(len(symbols)), x.T @ error)
+    return dict(zip(symbols, (start + change).tolist()))
+
+
+def on_scale(
+    hull: Hull,
+    scale: str,  # elements, calibrated, paper, or one that the hull keeps as "POTENTIAL: SCALE"
+    potential=CHGNET,  # name of the potential
+) -> Hull:
+    """Make the same hull with the elements' energies of another scale; its name says which. For
+    CHGNet, the package has three (32_calibration measures them):
+    - `elements`: CHGNet's own energies of the elements;
+    - `calibrated`: fitted so that known crystals on the hull lie there on average;
+    - `paper`: energies above the hull higher by a constant, so that the shares of stable crystals
+      of DiffCSP and FlowMM are those of the paper.
+    Raises ValueError for any other scale."""
+    known = read_references(files("symmbfn") / "chgnet_references.csv") | hull.references
+    scales = [name.split(": ")[1] for name in known if name.startswith(f"{potential}: ")]
+    if scale not in scales:
+        raise ValueError(
+            f"There is no scale {scale!r} for the potential {potential}; there is: "
+            f"{', '.join(scales) or 'none'}. Fit one with `fit_references` and add it to the "
+            f"hull's references as {f'{potential}: {scale}'!r}."
+        )
+    references = hull.references | {potential: known[f"{potential}: {scale}"]}
+    return replace(hull, name=f"{hull.name}, {scale}", references=references)
