@@ -803,12 +803,17 @@ def fit_references(
     references = hull.references_of(potential)
     symbols = sorted(references)
     start = np.array([references[symbol] for symbol in symbols])
-    x = np.array([[c.get_atomic_fraction(symbol) for symbol in symbols] for c in compositions])
+    x = np.array([_fractions(c, symbols) for c in compositions])
     error = np.asarray(energy) - x @ start - np.asarray(formation)
     kept = abs(error) < max_error
     x, error = x[kept], error[kept]
     change = np.linalg.solve(x.T @ x + strength * np.eye(len(symbols)), x.T @ error)
     return dict(zip(symbols, (start + change).tolist()))
+
+
+def _fractions(composition, symbols):
+    "Atomic fraction of each element in a composition."
+    return [composition.get_atomic_fraction(symbol) for symbol in symbols]
 
 
 def on_scale(

@@ -51,6 +51,11 @@ def fit(hull, table):
     return fit_references(hull, table.composition, table.energy, table.formation)
 
 
+def energy_of_elements(composition, references):
+    "Energy of a composition's separate elements, eV/atom."
+    return sum(composition.get_atomic_fraction(e) * r for e, r in references.items())
+
+
 def test_packaged_scales_are_those_of_the_tables(hull, known):
     references = {scale: on_scale(hull, scale).references_of(CHGNET) for scale in SCALES}
     project = hull.references_of(CHGNET)
@@ -69,10 +74,7 @@ def test_calibration_improves_energies_it_was_not_fitted_to(hull, known):
     held_out = known.iloc[order[800:]]
     errors = {}
     for name, references in (("ours", hull.references_of(CHGNET)), ("calibrated", fitted)):
-        own = [
-            sum(c.get_atomic_fraction(e) * r for e, r in references.items())
-            for c in held_out.composition
-        ]
+        own = [energy_of_elements(c, references) for c in held_out.composition]
         error = held_out.energy - own - held_out.formation
         errors[name] = error[abs(error) < 0.3]
     assert errors["ours"].mean() > 0.01
