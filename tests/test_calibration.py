@@ -1,8 +1,5 @@
 "Scales of stability: from the tables of 32_calibration, which need none of the peers' files."
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,18 +128,3 @@ def test_a_scale_is_a_shift_that_the_name_tells(hull):
         assert scaled.name == f"{hull.name}, {scale}"
     with pytest.raises(ValueError, match="There is no scale 'mp'.*elements, calibrated, paper"):
         on_scale(hull, "mp")
-
-
-def test_measuring_needs_a_folder(tmp_path):
-    "The page says so before it works, and doesn't touch its tables."
-    page = ROOT / "nbs" / "32_calibration.ipynb"
-    command = [sys.executable, "-m", "papermill", page, tmp_path / "out.ipynb"]
-    done = subprocess.run(
-        [*command, "-p", "measure", "True", "--no-progress-bar"],
-        cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if k != "SYMMBFN_DATA"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode
-    assert "There is no folder peers to measure: give `-p data FOLDER`" in done.stderr

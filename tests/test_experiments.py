@@ -80,6 +80,8 @@ WRONG = [  # experiment, parameters, words of the error message
     ("21_sample", dict(steps="5;10"), "separated by commas"),
     ("22_evaluate", dict(step=5), "Unknown parameter step"),
     ("25_stability", dict(relaxation=10), "Unknown parameter relaxation"),
+    ("32_calibration", dict(measure="all"), "Parameter measure is 'all', but must be bool"),
+    ("32_calibration", dict(measure=True, data="none"), "There is no folder peers to measure"),
 ]
 
 
