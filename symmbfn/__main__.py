@@ -320,6 +320,11 @@ def generate(condition, sites, keep, **options):
 @click.option("--test", help="Test set, for coverage and distances.")
 @click.option("--hull", help="CSV table of formulas and energies; by default the package's.")
 @click.option(
+    "--scale",
+    type=click.Choice(["elements", "calibrated", "paper"]),
+    help="Another scale of energies above the hull, see notebook 32_calibration.",
+)
+@click.option(
     "--relaxations",
     type=click.IntRange(0),
     help="How many crystals to relax, from the first on; 0: no stability; by default all.",
@@ -329,7 +334,7 @@ def generate(condition, sites, keep, **options):
 )
 @workers_option
 @device_option("auto")
-def evaluate(structures, device, **options):
+def evaluate(structures, device, scale, **options):
     """Measure STRUCTURES: validity, coverage, distances, novelty and stability.
 
     STRUCTURES is a folder or zip of CIF files, a CSV or parquet table with a column `cif`, an
@@ -344,8 +349,11 @@ def evaluate(structures, device, **options):
       symmbfn evaluate mine.csv --train my_training_set.csv --relaxations 0
     """
     from symmbfn.evaluation import evaluate
+    from symmbfn.stability import load_hull, on_scale
     from symmbfn.train import resolve_device
 
+    if scale:
+        options["hull"] = on_scale(load_hull(options["hull"]), scale)
     report = evaluate(structures, device=resolve_device(device), **options)
     click.echo(str(report))
     click.echo(f"\n{options['out'] / 'structures.csv'} has a row for each crystal.")

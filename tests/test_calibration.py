@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pymatgen.core import Composition
+from click.testing import CliRunner
+from pymatgen.core import Composition, Lattice, Structure
 
+from symmbfn.__main__ import main
 from symmbfn.metrics import wilson
 from symmbfn.stability import (
     CHGNET,
@@ -128,3 +130,18 @@ def test_a_scale_is_a_shift_that_the_name_tells(hull):
         assert scaled.name == f"{hull.name}, {scale}"
     with pytest.raises(ValueError, match="There is no scale 'mp'.*elements, calibrated, paper"):
         on_scale(hull, "mp")
+
+
+def test_command_line_evaluates_on_a_scale(hull, tmp_path):
+    salt = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    (tmp_path / "crystals").mkdir()
+    salt.to(str(tmp_path / "crystals" / "salt.cif"))
+    command = ["evaluate", str(tmp_path / "crystals"), "--device", "cpu", "--workers", "1"]
+    command += ["--train", str(tmp_path / "crystals"), "--out", str(tmp_path / "report")]
+    done = CliRunner().invoke(main, [*command, "--scale", "calibrated"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (row,) = pd.read_csv(tmp_path / "report" / "structures.csv").to_dict("records")
+    scaled = on_scale(hull, "calibrated")
+    energy = formation_energy(scaled, salt.composition, row["energy"])
+    assert row["hull"] == scaled.name
+    assert np.isclose(row["e_above_hull"], energy - hull_energy(scaled, salt.composition))
