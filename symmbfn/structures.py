@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LFS_POINTER', 'ENCODINGS', 'CIF_PARTS', 'CHOICES', 'SYMBOL_TAGS', 'SAME_ATOM', 'TOO_CLOSE', 'CIF_ENDING',
            'STRUCTURE_COLUMNS', 'NAME_COLUMNS', 'CRYSTAL_ATTRIBUTES', 'KINDS', 'read_structures', 'CELL_KEYS',
-           'SITE_KEYS', 'read_cif', 'Sources', 'printable', 'naming', 'read_text', 'is_path', 'find_reader',
-           'read_sources', 'load_structures', 'check_symprec', 'check_structure', 'parse_structure', 'to_structure',
-           'StandardCell', 'find_symmetry', 'standardize', 'assemble_crystals', 'encode', 'to_structures', 'decode',
-           'to_cif']
+           'SITE_KEYS', 'settings_of_symbol', 'read_cif', 'Sources', 'printable', 'naming', 'read_text', 'is_path',
+           'find_reader', 'read_sources', 'load_structures', 'check_symprec', 'check_structure', 'parse_structure',
+           'to_structure', 'StandardCell', 'find_symmetry', 'standardize', 'assemble_crystals', 'encode',
+           'to_structures', 'decode', 'to_cif']
 
 # %% ../nbs/13_structures.ipynb #1a842009
 import codecs
@@ -423,7 +423,8 @@ def _number_operations(
 
 def _symbol_key(symbol):  # str
     "Write a symbol without blanks and such: 'P 2(1)/c' and 'P2_1/c' become 'p21/c'."
-    return re.sub(r"[\s_()]", "", symbol).lower()
+    symbol = re.sub("(\\d)[\u0304\u0305]", "-\\1", symbol)  # a bar above the digit before it
+    return re.sub("[−–]", "-", re.sub(r"[\s_()]", "", symbol)).lower()
 
 
 @cache
@@ -450,6 +451,8 @@ def _settings() -> dict:  # key of a symbol -> list of gemmi.SpaceGroups, usual 
     settings = {}
     for setting, symbol in symbols:
         settings.setdefault(_symbol_key(symbol), {})[setting.xhm()] = setting
+    for setting in table:  # Hall's 'P 4 2' looks like the international 'P42', which goes first
+        settings.setdefault(_symbol_key(setting.hall), {setting.xhm(): setting})
     return {key: list(found.values()) for key, found in settings.items()}
 
 
@@ -457,10 +460,10 @@ def _settings() -> dict:  # key of a symbol -> list of gemmi.SpaceGroups, usual 
 CHOICES = {"s": "1", "z": "2", "o1": "1", "o2": "2", "h": "h", "r": "r", "hr": "h"}
 
 
-def _settings_of_symbol(
-    symbol,  # Hermann-Mauguin symbol
-) -> list:  # of gemmi.SpaceGroups; empty if there is no such symbol
-    "Find the settings that a symbol may mean."
+def settings_of_symbol(
+    symbol,  # of Hermann and Mauguin or of Hall, such as 'Fm-3m', 'P2_1/n', 'R-3m:R', 'F d -3 m S'
+) -> list:  # of gemmi.SpaceGroups, the likeliest first; empty if there is no such symbol
+    "Look up the settings of a space group that a symbol may mean."
     key, _, choice = _symbol_key(symbol).partition(":")
     ending = re.fullmatch(r"(.+?)(hr|o1|o2|[szhr])", key)
     if not choice and key not in _settings() and ending:  # 'F d -3 m S'
@@ -560,7 +563,7 @@ def _stated_operations(
     symbol = _stated(values, *SYMBOL_TAGS)
     G = _stated(values, "_space_group_it_number", "_symmetry_int_tables_number")
     G = int(G) if G and G.isdecimal() and 1 <= int(G) <= 230 else None
-    settings = [s for tag in SYMBOL_TAGS for s in _settings_of_symbol(_stated(values, tag) or "")]
+    settings = [s for tag in SYMBOL_TAGS for s in settings_of_symbol(_stated(values, tag) or "")]
     statements = [_listed(values), _of_hall_symbol(hall), _allowed_settings(settings, lattice)]
     if G:
         # with a symbol that nobody knows, the setting may be any
