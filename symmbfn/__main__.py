@@ -273,7 +273,7 @@ def main(context):
 @click.option(
     "--temperature",
     type=float,
-    default=0.8,
+    default=0.9,
     help="Scale of the sampler's noise; the lower, the likelier and the more alike the crystals.",
 )
 @seed_option

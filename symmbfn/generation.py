@@ -83,7 +83,7 @@ from .wyckoff import wyckoff_labels, wyckoff_table
 # %% ../nbs/18_generation.ipynb #04622656
 REPAIR_ROUNDS = 4  # how often an invalid crystal is sampled again at most
 REPAIR_START_TIME = 0.5  # time of the beliefs from which an invalid crystal is sampled again
-TEMPERATURE = 0.8  # scale of the sampler's noise; its derivation (10) has 1
+TEMPERATURE = 0.9  # scale of the sampler's noise; its derivation (10) has 1
 
 
 @dataclass(frozen=True)
