@@ -19,9 +19,8 @@ from symmbfn.wyckoff import wyckoff_labels
 COMMANDS = sorted(main.commands)
 TINY = "--set hidden=16 --set embed=8 --set layers=1 --set freqs=2 --epochs 2 --batch-size 20"
 # packages that a machine may lack if it only trains
-HEAVY = (
-    "pymatgen gemmi moyopy spglib smact matminer chgnet ase pandas pyarrow joblib scipy matplotlib tqdm"
-)
+HEAVY = "pymatgen gemmi moyopy spglib smact matminer chgnet ase pandas pyarrow joblib scipy"
+HEAVY += " matplotlib tqdm"
 
 
 def run(*words):
@@ -210,6 +209,21 @@ def test_a_trained_model_generates_what_it_is_asked_for(trained, tmp_path):
     done = run(*words.split(), "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "asked_band_gap" in (tmp_path / "out" / "samples.csv").read_text().splitlines()[0]
+
+
+def test_stable_crystals_are_asked_for_unless_told_otherwise(tmp_path):
+    for name, words in (("stable", ""), ("any", "--condition none"), ("best", "--best 0.5")):
+        done = run(
+            *f"generate --n 1 --steps 2 --no-progress {words} --out".split(), tmp_path / name
+        )
+        assert done.exit_code == 0, done.output
+        header, *rows = (tmp_path / name / "samples.csv").read_text().splitlines()
+        assert ("asked_e_above_hull" in header) == (name != "any")
+        assert len(rows) == 1
+    words = "generate --n 1 --condition none --condition x=1 --out"
+    refused = run(*words.split(), tmp_path / "x")
+    assert refused.exit_code == 2
+    assert "none stands beside another target" in refused.stderr
 
 
 def test_train_goes_on_or_refuses(trained, data_sets):
