@@ -1152,7 +1152,8 @@ def generate(
     trained = model if isinstance(model, Trained) else load(model)
     net, prior = trained.model.to(device), trained.prior
     condition = parse_condition(condition, net.settings["properties"])
-    description = describe_request(n_sampled, condition, settings, net, parsed)
+    told = settings | dict(sampled=n_sampled)  # the best 4 of 8 are not the request of all 8
+    description = describe_request(n, condition, told, net, parsed)
     settings |= plan_crystals(trained, parsed, condition, n_sampled, settings["seed"])
     sampler = partial(sample_crystals, net, prior, n_sampled, batch_size=batch_size, **settings)
     crystals = sample_with_progress(sampler, n_sampled, out, description, progress)
