@@ -72,7 +72,7 @@ class Channel:
         "Name of the setting that holds the weight of the loss, such as 'lambda_x'."
         return f"lambda_{self.name}"
 
-
+# %% ../nbs/00_core.ipynb #b3d25867
 CHANNELS = (
     Channel("k", "continuous", "crystal", (6,), accuracy=0.02, loss_weight=0.1),
     Channel("x", "periodic", "site", (3,), accuracy=0.02, loss_weight=1.0),
@@ -115,11 +115,8 @@ class Crystals(Batch):
         "Number of sites of each crystal, (B,)."
         return torch.bincount(self.b, minlength=len(self))
 
-    def __getitem__(
-        self,
-        index,  # int, slice, or a tensor or list of crystals (or a mask)
-    ):
-        "Some of the crystals."
+    def __getitem__(self, index):
+        "Some of the crystals: `index` is an int, a slice, a tensor or list of crystals, or a mask."
         chosen = torch.arange(len(self), device=self.G.device)[index].reshape(-1)
         n = self.n
         starts = n.cumsum(0) - n
@@ -184,7 +181,7 @@ def _check_form(c):
                 f"make it {kind} of shape {shape}."
             )
 
-
+# %% ../nbs/00_core.ipynb #cdc4e2d9
 def _check_values(c):
     "Raise a ValueError that names the first crystal with a wrong value."
     wrong = [("a space group outside 1 to 230", (c.G < 1) | (c.G > GROUPS), None)]
@@ -206,7 +203,7 @@ def _check_values(c):
             crystal = int(first if owner is None else owner[first])
             raise ValueError(f"Crystal {crystal} has {problem}: correct it or leave it out.")
 
-
+# %% ../nbs/00_core.ipynb #da571b05
 def check_crystals(
     c: Crystals,
 ) -> Crystals:  # the same, if it is well formed
