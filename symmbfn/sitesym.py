@@ -30,6 +30,8 @@ AXIS_NAMES = [
     "1-20",
     "2-10",
 ]
+
+# %% ../nbs/04_sitesym.ipynb #2e714c84
 DIRECTIONS = torch.tensor(
     [
         [1, 0, 0],
@@ -64,7 +66,7 @@ def _fixed_planes(
     largest = projector.abs().sum(2).argmax(1)
     return projector[torch.arange(len(P)), largest]
 
-
+# %% ../nbs/04_sitesym.ipynb #5ac17235
 def axes(
     R: Tensor,  # (m,3,3) int64, operations that keep a point, in fractional coordinates
 ) -> tuple[Tensor, Tensor, Tensor]:  # (m,) order; (m,) is a rotoinversion; (m,15) is about the axis
@@ -102,7 +104,7 @@ OPERATIONS = {  # symbol -> largest order of a rotation and of a rotoinversion a
     "6/m": (6, 6),
 }
 
-
+# %% ../nbs/04_sitesym.ipynb #e3da5004
 def _is_closed(
     R: Tensor,  # (m,3,3) matrices
 ) -> bool:
