@@ -7,11 +7,11 @@ __all__ = ['MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'COLUMNS', 
            'epoch_seed', 'epoch_generator', 'sample_time_and_noise', 'bfloat16_speedup', 'resolve_precision',
            'autocast', 'weighted_loss', 'orthogonalise', 'Muon', 'make_optimizers', 'set_learning_rate',
            'plateau_factor', 'cosine_factor', 'update_ema', 'RunState', 'take_step', 'count_step', 'stratified_batches',
-           'drop_condition', 'mean_losses', 'train_epoch', 'sorted_batches', 'validate', 'save_run', 'new_run',
-           'read_checkpoint', 'resume', 'Process', 'join_processes', 'from_first', 'shard_limits', 'shard_batch',
-           'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch', 'record_cuda_graph', 'RecordedEpoch',
-           'evaluate_epoch', 'keep_best', 'print_progress', 'Session', 'start_or_resume', 'epoch_function', 'next_row',
-           'train', 'check_parameters']
+           'drop_condition', 'mean_losses', 'train_epoch', 'sorted_batches', 'validate', 'begin_with', 'save_run',
+           'new_run', 'read_checkpoint', 'resume', 'Process', 'join_processes', 'from_first', 'shard_limits',
+           'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch', 'record_cuda_graph',
+           'RecordedEpoch', 'evaluate_epoch', 'keep_best', 'print_progress', 'Session', 'start_or_resume',
+           'epoch_function', 'next_row', 'train', 'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -40,7 +40,7 @@ from symmbfn.core import (
     whole_number,
 )
 from .data import EmpiricalPrior, fit_prior, load_tensors, save_tensors
-from .model import PAPER, T_MIN, Model, save_model, standard_normal
+from .model import PAPER, T_MIN, Model, digest, save_model, standard_normal
 
 # %% ../nbs/09_train.ipynb #09f10003
 @dataclass(frozen=True)
@@ -491,6 +491,54 @@ def validate(
         sums += len(batch) * losses
     return mean_losses(model, sums / len(c))
 
+# %% ../nbs/09_train.ipynb #d15aa7f2
+def begin_with(
+    model: Model,  # new, with its scales set by `Model.standardise`; changed in place
+    start: Model,  # trained, on the same device
+):
+    """Give a new model the weights and scales of a trained one.
+
+    They may differ in their properties and in the weights of the losses. Raises ValueError if they
+    differ in other settings, or if only `start` has properties."""
+    free = {"properties", *(channel.weight_setting for channel in CHANNELS)}
+    differing = [
+        name for name, v in model.settings.items() if name not in free and start.settings[name] != v
+    ]
+    if differing:
+        raise ValueError(
+            f"The model to start from has other settings ({', '.join(differing)}): "
+            "give the settings of that model, or start from none."
+        )
+    if start.settings["properties"] and not model.settings["properties"]:
+        raise ValueError(
+            "The model to start from knows properties: name at least one of the data's, or start "
+            "from none."
+        )
+    weights = model.state_dict() | start.state_dict() | _property_weights(model, start)
+    model.load_state_dict(weights)
+
+
+def _property_weights(model, start):
+    "What depends on the properties, for a model that begins with another: name -> tensor."
+    own, trained = model.state_dict(), start.state_dict()
+    names, known = model.settings["properties"], start.settings["properties"]
+    if names == known:
+        return {}
+    if not known:  # the features of properties are the last inputs of psi_0
+        mixed = own["net.psi_0.0.weight"].clone()
+        n = trained["net.psi_0.0.weight"].shape[1]
+        mixed[:, :n], mixed[:, n:] = trained["net.psi_0.0.weight"], 0
+        return {"net.psi_0.0.weight": mixed}
+    weights = {name: own[name].clone() for name in ("y_mean", "y_std", "net.f_y.weight")}
+    encoding = weights["net.f_y.weight"].unflatten(1, (len(names), -1))  # (embed,P,features)
+    encoding.zero_()
+    for i, name in enumerate(names):
+        if name in known:
+            j = known.index(name)
+            encoding[:, i] = trained["net.f_y.weight"].unflatten(1, (len(known), -1))[:, j]
+            weights["y_mean"][i], weights["y_std"][i] = trained["y_mean"][j], trained["y_std"][j]
+    return weights
+
 # %% ../nbs/09_train.ipynb #c6dc80a8
 COLUMNS = [  # of every log.csv; evaluations add columns eval_...
     "step",
@@ -580,7 +628,7 @@ def _fingerprint(*tensors):
     return hashlib.sha1(content).hexdigest()[:12]
 
 
-def _origin(config, model, data, val, y):  # arguments as for `new_run`
+def _origin(config, model, data, val, y, start):  # arguments as for `new_run`
     "What must be the same when a run continues: a dict of settings and of hashes of the data."
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_SETTINGS}
     properties = [] if y is None else [y]
@@ -589,6 +637,7 @@ def _origin(config, model, data, val, y):  # arguments as for `new_run`
         data=_fingerprint(*to_dict(data).values(), *properties),
         val=_fingerprint(*to_dict(val).values()),
         settings=model.settings,
+        start=None if start is None else digest(start.state_dict())[:12],
     )
 
 
@@ -600,18 +649,23 @@ def new_run(
     *,
     model_settings: dict,  # as for `train`
     y=None,  # (B,P) properties of data, NaN where unknown
+    start=None,  # a trained Model to begin with; None: random weights
 ) -> RunState:  # with its models on config.device
     """Make the state of a run before its first step. Writes nothing.
 
-    Raises ValueError if data, properties and settings don't go together."""
+    Raises ValueError if data, properties, settings and `start` don't go together."""
     data, val = (check_crystals(c.to("cpu")) for c in (data, val))
     _check_properties(model_settings.get("properties", []), y, len(data))
     torch.manual_seed(config.seed)
-    model = Model(**model_settings).standardise(data, y).to(config.device)
+    model = Model(**model_settings).standardise(data, y)
+    if start is not None:
+        start = start.to("cpu")
+        begin_with(model, start)
+    model = model.to(config.device)
     return RunState(
         run_dir=Path(run_dir),
         config=config,
-        origin=_origin(config, model, data, val, y),
+        origin=_origin(config, model, data, val, y, start),
         prior=fit_prior(data, y),
         model=model,
         ema=copy.deepcopy(model),
@@ -1050,6 +1104,7 @@ def start_or_resume(
     *,
     model_settings: dict,  # as for `train`
     y=None,  # (B,P) properties of data, NaN where unknown
+    start=None,  # a trained Model to begin with; None: random weights
 ) -> RunState:  # on config.device, with 'auto' precision resolved
     """Make a new run, or continue the one in the folder.
 
@@ -1064,7 +1119,7 @@ def start_or_resume(
         origin = (checkpoint[1] or {}).get("origin", {})
         precision = origin.get("precision", precision)
     config = replace(config, precision=precision)
-    state = new_run(run_dir, data, val, config, model_settings=model_settings, y=y)
+    state = new_run(run_dir, data, val, config, model_settings=model_settings, y=y, start=start)
     if checkpoint:
         resume(state, checkpoint)
     return state
@@ -1117,6 +1172,7 @@ def train(
     *,
     model_settings: dict = PAPER,  # PAPER or BASE of symmbfn.model, or a dict of such settings
     y=None,  # (B,P) properties of data, columns as in model_settings['properties']; NaN: unknown
+    start=None,  # a trained Model to begin with, `symmbfn.load().model` say; None: random weights
     eval_fn=None,  # (averaged model, prior) -> dict of numbers with a 'score', larger is better
     report=print_progress,  # called by rank 0 after every epoch with its row of the log and 'left'
 ) -> Model:  # the averaged model, in evaluation mode
@@ -1126,7 +1182,8 @@ def train(
     and FloatingPointError if the loss is no longer a finite number."""
     with join_processes(config.device) as process:
         config = replace(config, device=process.device)
-        state = start_or_resume(run_dir, data, val, config, model_settings=model_settings, y=y)
+        options = dict(model_settings=model_settings, y=y, start=start)
+        state = start_or_resume(run_dir, data, val, config, **options)
         data, val, y = (_on_device(v, process.device) for v in (data, val, y))
         one_epoch = epoch_function(state, data, y, process)
         session = Session(state, report, is_first=process.rank == 0)

@@ -33,6 +33,7 @@ from symmbfn.train import (
     stratified_batches,
     take_step,
     train,
+    validate,
     weighted_loss,
 )
 
@@ -55,6 +56,32 @@ def read_log(run_dir):
     "The rows of a run's log, without the times."
     with open(run_dir / "log.csv") as file:
         return [row | dict(seconds="") for row in csv.DictReader(file)]
+
+
+# A run begins with a trained model
+
+
+def test_a_run_goes_on_from_a_trained_model(tmp_path, data):
+    "Its losses are those of the trained model at first, and another model is another run."
+    names = ["formation_energy_per_atom", "e_above_hull"]
+    train_set, val = data["train"], data["val"].crystals
+    once = TrainConfig(epochs=1, optimizer="muon")
+    settings = SMALL | dict(properties=names)
+    run = dict(model_settings=settings, y=train_set.targets(names), report=lambda row: None)
+    first = train(tmp_path / "first", train_set.crystals, val, once, **run)
+
+    more = settings | dict(properties=[*names, "band_gap"], lambda_a=2.0)
+    run |= dict(model_settings=more, y=train_set.targets(more["properties"]))
+    barely = TrainConfig(epochs=1, lr=1e-12, ema_decay=0.0)  # a step too short to be seen
+    second = train(tmp_path / "second", train_set.crystals, val, barely, start=first, **run)
+    for name, value in validate(first, val.to(torch.float32)).items():
+        if name != "loss":  # which weighs elements differently now
+            assert math.isclose(validate(second, val.to(torch.float32))[name], value, rel_tol=1e-5)
+    with pytest.raises(ValueError, match="other settings .start"):
+        train(tmp_path / "second", train_set.crystals, val, barely, start=second, **run)
+    with pytest.raises(ValueError, match="other settings .hidden"):
+        run["model_settings"] = more | dict(hidden=32)
+        train(tmp_path / "third", train_set.crystals, val, barely, start=first, **run)
 
 
 # A run is killed
