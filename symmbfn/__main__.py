@@ -372,10 +372,10 @@ def evaluate(structures, device, scale, **options):
     "--preset",
     type=click.Choice(["paper", "base"]),
     help="Settings of the model: those of the paper, or ours, which are called base; by default "
-    "the paper's, or those of --start.",
+    "the paper's, or those of --pretrained.",
 )
 @click.option(
-    "--start",
+    "--pretrained",
     help="Trained model to begin with: a file, or package for the weights that come with it.",
 )
 @click.option(
@@ -434,7 +434,7 @@ def evaluate(structures, device, scale, **options):
 @seed_option
 @device_option("cpu")
 @precision_option("auto")
-def train(source, val, run_dir, preset, start, changes, properties, eval_n, device, **config):
+def train(source, val, run_dir, preset, pretrained, changes, properties, eval_n, device, **config):
     """Train a model on SOURCE.
 
     SOURCE is mp20, which comes with the package; a CSV or parquet table, a folder or zip of CIF
@@ -446,15 +446,15 @@ def train(source, val, run_dir, preset, start, changes, properties, eval_n, devi
     Examples:
       symmbfn train mp20 --run-dir runs/mp20 --preset base --epochs 400 --device cuda
       symmbfn train mine.csv --run-dir runs/mine --properties band_gap --set hidden=256
-      symmbfn train mine.csv --run-dir runs/mine --start package --epochs 20 --lr 3e-4
+      symmbfn train mine.csv --run-dir runs/mine --pretrained package --epochs 20 --lr 3e-4
       symmbfn train train.safetensors --val val.safetensors --run-dir runs/lean
       torchrun --standalone --nproc_per_node 2 -m symmbfn train mp20 --run-dir runs/two
     """
     from symmbfn.train import TrainConfig, train
 
     config = TrainConfig(device=device, **config)  # refuses what cannot work before data is read
-    start = start_model(start, preset)
-    settings = model_settings(preset or "paper", changes, properties, start)
+    pretrained = pretrained_model(pretrained, preset)
+    settings = model_settings(preset or "paper", changes, properties, pretrained)
     data, validation = training_data(source, val)
     train(
         run_dir,
@@ -463,25 +463,25 @@ def train(source, val, run_dir, preset, start, changes, properties, eval_n, devi
         config,
         model_settings=settings,
         y=data.targets(properties),
-        start=start,
+        pretrained=pretrained,
         eval_fn=scorer(validation.crystals, eval_n),
     )
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         click.echo(f"The model is {run_dir / 'model.safetensors'}.")
 
 
-def start_model(
-    start,  # path of a trained model; 'package'; None: begin with random weights
+def pretrained_model(
+    pretrained,  # path of a trained model; 'package'; None: begin with random weights
     preset,  # preset of settings that was asked for, or None
 ):  # Model, or None
     "Load the model to begin with. Raises ValueError if a preset of settings was asked for too."
     from symmbfn.model import load
 
-    if start is None:
+    if pretrained is None:
         return None
     if preset is not None:
-        raise ValueError("--start has settings of its own: leave out --preset.")
-    return load(None if start == "package" else start).model
+        raise ValueError("--pretrained has settings of its own: leave out --preset.")
+    return load(None if pretrained == "package" else pretrained).model
 
 
 def training_data(
@@ -511,12 +511,12 @@ def model_settings(
     preset,  # 'paper' or 'base'
     changes,  # pairs (name, value) of settings that differ from the preset
     properties,  # names of the properties that the model can be asked for
-    start=None,  # Model to begin with, which has settings of its own
+    pretrained=None,  # Model to begin with, which has settings of its own
 ):  # dict of settings for `symmbfn.model.Model`
     "Change some settings of a preset. Raises ValueError for an unknown name or a wrong type."
     from symmbfn.model import BASE, PAPER
 
-    settings = dict(paper=PAPER, base=BASE)[preset] if start is None else start.settings
+    settings = dict(paper=PAPER, base=BASE)[preset] if pretrained is None else pretrained.settings
     for name, value in changes:
         if name not in settings or name == "properties":
             known = ", ".join(name for name in settings if name != "properties")

@@ -243,7 +243,7 @@ class Muon(torch.optim.Muon):
 
     The learning rate in param_groups may be a tensor, as a step recorded on a GPU needs it."""
 
-    dtype = torch.bfloat16  # of the Newton-Schulz iteration
+    dtype = torch.bfloat16  # of the Newton-Schulz iteration; `make_optimizers` may change it
 
     @torch.no_grad()
     def step(self):
@@ -280,6 +280,7 @@ def make_optimizers(
     model: Model,  # on the device where it is trained
     lr: float,  # learning rate of Adam; Muon's is MUON_LR times as high
     optimizer: str,  # 'adam' or 'muon'
+    precision="bfloat16",  # of Muon's iteration: 'float32', where products in bfloat16 are slow
 ) -> list:  # [Adam of all weights], or [Adam of most weights, Muon of the layers' matrices]
     "Make the optimizers that together change every weight of a model."
     on_gpu = model.k_mean.is_cuda
@@ -290,6 +291,8 @@ def make_optimizers(
     optimizers = [torch.optim.Adam(rest, lr=lr, fused=True, capturable=on_gpu)]
     if matrices:
         optimizers.append(Muon(matrices, lr=lr, weight_decay=MUON_DECAY))
+        if precision == "float32":
+            optimizers[-1].dtype = torch.float32
     if on_gpu:  # a recorded step reads the learning rate from the GPU's memory
         for o in optimizers:
             o.param_groups[0]["lr"] = torch.tensor(lr, device=model.k_mean.device)
@@ -494,34 +497,36 @@ def validate(
 # %% ../nbs/09_train.ipynb #d15aa7f2
 def begin_with(
     model: Model,  # new, with its scales set by `Model.standardise`; changed in place
-    start: Model,  # trained, on the same device
+    pretrained: Model,  # trained, on the same device
 ):
     """Give a new model the weights and scales of a trained one.
 
     They may differ in their properties and in the weights of the losses. Raises ValueError if they
-    differ in other settings, or if only `start` has properties."""
+    differ in other settings, or if only `pretrained` has properties."""
     free = {"properties", *(channel.weight_setting for channel in CHANNELS)}
     differing = [
-        name for name, v in model.settings.items() if name not in free and start.settings[name] != v
+        name
+        for name, v in model.settings.items()
+        if name not in free and pretrained.settings[name] != v
     ]
     if differing:
         raise ValueError(
             f"The model to start from has other settings ({', '.join(differing)}): "
             "give the settings of that model, or start from none."
         )
-    if start.settings["properties"] and not model.settings["properties"]:
+    if pretrained.settings["properties"] and not model.settings["properties"]:
         raise ValueError(
             "The model to start from knows properties: name at least one of the data's, or start "
             "from none."
         )
-    weights = model.state_dict() | start.state_dict() | _property_weights(model, start)
+    weights = model.state_dict() | pretrained.state_dict() | _property_weights(model, pretrained)
     model.load_state_dict(weights)
 
 
-def _property_weights(model, start):
+def _property_weights(model, pretrained):
     "What depends on the properties, for a model that begins with another: name -> tensor."
-    own, trained = model.state_dict(), start.state_dict()
-    names, known = model.settings["properties"], start.settings["properties"]
+    own, trained = model.state_dict(), pretrained.state_dict()
+    names, known = model.settings["properties"], pretrained.settings["properties"]
     if names == known:
         return {}
     if not known:  # the features of properties are the last inputs of psi_0
@@ -628,7 +633,7 @@ def _fingerprint(*tensors):
     return hashlib.sha1(content).hexdigest()[:12]
 
 
-def _origin(config, model, data, val, y, start):  # arguments as for `new_run`
+def _origin(config, model, data, val, y, pretrained):  # arguments as for `new_run`
     "What must be the same when a run continues: a dict of settings and of hashes of the data."
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_SETTINGS}
     properties = [] if y is None else [y]
@@ -637,7 +642,7 @@ def _origin(config, model, data, val, y, start):  # arguments as for `new_run`
         data=_fingerprint(*to_dict(data).values(), *properties),
         val=_fingerprint(*to_dict(val).values()),
         settings=model.settings,
-        start=None if start is None else digest(start.state_dict())[:12],
+        pretrained=None if pretrained is None else digest(pretrained.state_dict())[:12],
     )
 
 
@@ -649,27 +654,27 @@ def new_run(
     *,
     model_settings: dict,  # as for `train`
     y=None,  # (B,P) properties of data, NaN where unknown
-    start=None,  # a trained Model to begin with; None: random weights
+    pretrained=None,  # a trained Model to begin with; None: random weights
 ) -> RunState:  # with its models on config.device
     """Make the state of a run before its first step. Writes nothing.
 
-    Raises ValueError if data, properties, settings and `start` don't go together."""
+    Raises ValueError if data, properties, settings and `pretrained` don't go together."""
     data, val = (check_crystals(c.to("cpu")) for c in (data, val))
     _check_properties(model_settings.get("properties", []), y, len(data))
     torch.manual_seed(config.seed)
     model = Model(**model_settings).standardise(data, y)
-    if start is not None:
-        start = start.to("cpu")
-        begin_with(model, start)
+    if pretrained is not None:
+        pretrained = pretrained.to("cpu")
+        begin_with(model, pretrained)
     model = model.to(config.device)
     return RunState(
         run_dir=Path(run_dir),
         config=config,
-        origin=_origin(config, model, data, val, y, start),
+        origin=_origin(config, model, data, val, y, pretrained),
         prior=fit_prior(data, y),
         model=model,
         ema=copy.deepcopy(model),
-        optimizers=make_optimizers(model, config.lr, config.optimizer),
+        optimizers=make_optimizers(model, config.lr, config.optimizer, config.precision),
         epochs=config.epochs,
         steps_per_epoch=math.ceil(len(data) / config.batch_size),
     )
@@ -1104,7 +1109,7 @@ def start_or_resume(
     *,
     model_settings: dict,  # as for `train`
     y=None,  # (B,P) properties of data, NaN where unknown
-    start=None,  # a trained Model to begin with; None: random weights
+    pretrained=None,  # a trained Model to begin with; None: random weights
 ) -> RunState:  # on config.device, with 'auto' precision resolved
     """Make a new run, or continue the one in the folder.
 
@@ -1119,7 +1124,9 @@ def start_or_resume(
         origin = (checkpoint[1] or {}).get("origin", {})
         precision = origin.get("precision", precision)
     config = replace(config, precision=precision)
-    state = new_run(run_dir, data, val, config, model_settings=model_settings, y=y, start=start)
+    state = new_run(
+        run_dir, data, val, config, model_settings=model_settings, y=y, pretrained=pretrained
+    )
     if checkpoint:
         resume(state, checkpoint)
     return state
@@ -1172,7 +1179,7 @@ def train(
     *,
     model_settings: dict = PAPER,  # PAPER or BASE of symmbfn.model, or a dict of such settings
     y=None,  # (B,P) properties of data, columns as in model_settings['properties']; NaN: unknown
-    start=None,  # a trained Model to begin with, `symmbfn.load().model` say; None: random weights
+    pretrained=None,  # Model to begin with, such as symmbfn.load().model; None: random weights
     eval_fn=None,  # (averaged model, prior) -> dict of numbers with a 'score', larger is better
     report=print_progress,  # called by rank 0 after every epoch with its row of the log and 'left'
 ) -> Model:  # the averaged model, in evaluation mode
@@ -1182,7 +1189,7 @@ def train(
     and FloatingPointError if the loss is no longer a finite number."""
     with join_processes(config.device) as process:
         config = replace(config, device=process.device)
-        options = dict(model_settings=model_settings, y=y, start=start)
+        options = dict(model_settings=model_settings, y=y, pretrained=pretrained)
         state = start_or_resume(run_dir, data, val, config, **options)
         data, val, y = (_on_device(v, process.device) for v in (data, val, y))
         one_epoch = epoch_function(state, data, y, process)

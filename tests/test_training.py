@@ -73,15 +73,15 @@ def test_a_run_goes_on_from_a_trained_model(tmp_path, data):
     more = settings | dict(properties=[*names, "band_gap"], lambda_a=2.0)
     run |= dict(model_settings=more, y=train_set.targets(more["properties"]))
     barely = TrainConfig(epochs=1, lr=1e-12, ema_decay=0.0)  # a step too short to be seen
-    second = train(tmp_path / "second", train_set.crystals, val, barely, start=first, **run)
+    second = train(tmp_path / "second", train_set.crystals, val, barely, pretrained=first, **run)
     for name, value in validate(first, val.to(torch.float32)).items():
         if name != "loss":  # which weighs elements differently now
             assert math.isclose(validate(second, val.to(torch.float32))[name], value, rel_tol=1e-5)
-    with pytest.raises(ValueError, match="other settings .start"):
-        train(tmp_path / "second", train_set.crystals, val, barely, start=second, **run)
+    with pytest.raises(ValueError, match="other settings .pretrained"):
+        train(tmp_path / "second", train_set.crystals, val, barely, pretrained=second, **run)
     with pytest.raises(ValueError, match="other settings .hidden"):
         run["model_settings"] = more | dict(hidden=32)
-        train(tmp_path / "third", train_set.crystals, val, barely, start=first, **run)
+        train(tmp_path / "third", train_set.crystals, val, barely, pretrained=first, **run)
 
 
 # A run is killed
