@@ -79,61 +79,100 @@ class _Assignment:
     choice: Tensor  # (B,n) position of each site, -1: none yet
 
 
-def _cheapest_path(
+@dataclass
+class _Paths:
+    "The cheapest paths, one in each crystal, along which sites move over for a new site."
+
+    least: Tensor  # (B,M) cost of the cheapest path to each position
+    before: Tensor  # (B,M) the position before it on that path, -1: none
+    passed: Tensor  # (B,M) bool: positions whose site would move over
+    moving: Tensor  # (B,n) bool: those sites, and the new one
+    site: Tensor  # (B,) the site that has to move next
+    end: Tensor  # (B,) last position of the path, -1: the path is empty
+
+# %% ../nbs/12_reconstruct.ipynb #1224de14
+def _compare_moves(
+    m: _Assignment,
+    paths: _Paths,  # least and before are updated in place
+    going: Tensor,  # (B,) bool: crystals whose path is still growing
+):
+    "See which positions the site that moves next reaches more cheaply than the sites before it."
+    crystal = torch.arange(len(going), device=going.device)
+    # what it costs that the site moves to each position, (B,M)
+    reduced_cost = m.cost[crystal, paths.site] - m.u[crystal, paths.site][:, None] - m.v
+    better = (reduced_cost < paths.least) & ~paths.passed & going[:, None]
+    paths.least = torch.where(better, reduced_cost, paths.least)
+    paths.before = torch.where(better, paths.end[:, None], paths.before)
+
+
+def _lengthen(
+    m: _Assignment,  # the prices are updated in place
+    paths: _Paths,  # least and end are updated in place
+    going: Tensor,  # (B,) bool: crystals whose path is still growing
+):
+    "Lengthen each path by the position that is cheapest to reach, and change the prices."
+    step, nearest = torch.where(paths.passed, torch.inf, paths.least).min(1)
+    step = torch.where(going, step, 0)[:, None]
+    paths.end = torch.where(going, nearest, paths.end)
+    m.u = torch.where(paths.moving, m.u + step, m.u)
+    m.v = torch.where(paths.passed, m.v - step, m.v)
+    paths.least = torch.where(paths.passed, paths.least, paths.least - step)
+
+# %% ../nbs/12_reconstruct.ipynb #eb4a7686
+def _go_on(
+    m: _Assignment,
+    paths: _Paths,  # passed, moving and site are updated in place
+    going: Tensor,  # (B,) bool: crystals whose path was still growing
+) -> Tensor:  # (B,) bool: those whose path still is
+    "Go on where the last position of a path is taken: its site has to move next."
+    crystal = torch.arange(len(going), device=going.device)
+    holder = m.holder[crystal, paths.end]
+    going = going & m.once[crystal, paths.end] & (holder >= 0)
+    paths.passed[crystal[going], paths.end[going]] = True
+    paths.site = torch.where(going, holder, paths.site)
+    paths.moving[crystal[going], paths.site[going]] = True
+    return going
+
+# %% ../nbs/12_reconstruct.ipynb #ed1c3237
+def _cheapest_paths(
     m: _Assignment,  # the prices are updated in place
     i: int,  # the site to be added
     going: Tensor,  # (B,) bool: crystals that have a site i
-) -> tuple[Tensor, Tensor]:  # (B,) last position of the path; (B,M) position before each, -1: none
+) -> _Paths:
     "Find, in each crystal, the cheapest path along which sites move over to make room for site i."
-    crystal = torch.arange(len(going), device=going.device)
-    least = torch.full_like(m.v, torch.inf)  # cost of the cheapest path to each position
-    before = torch.full_like(m.holder, -1)  # the position before it on that path
-    passed = torch.zeros_like(m.once)  # positions whose site would move over
-    moving = torch.zeros_like(m.choice, dtype=torch.bool)  # those sites
-    moving[:, i] = True
-    site = torch.full_like(crystal, i)  # the site that has to move next
-    end = torch.full_like(crystal, -1)  # last position of the path; -1: the path is empty
+    paths = _Paths(
+        least=torch.full_like(m.v, torch.inf),
+        before=torch.full_like(m.holder, -1),
+        passed=torch.zeros_like(m.once),
+        moving=torch.zeros_like(m.choice, dtype=torch.bool),
+        site=torch.full_like(m.choice[:, 0], i),
+        end=torch.full_like(m.choice[:, 0], -1),
+    )
+    paths.moving[:, i] = True
     while going.any():
-        # what it costs that the site moves to each position, (B,M)
-        reduced_cost = m.cost[crystal, site] - m.u[crystal, site][:, None] - m.v
-        better = (reduced_cost < least) & ~passed & going[:, None]
-        least = torch.where(better, reduced_cost, least)
-        before = torch.where(better, end[:, None], before)
-        # lengthen the path by the position that is cheapest to reach
-        step, nearest = torch.where(passed, torch.inf, least).min(1)
-        step = torch.where(going, step, 0)[:, None]
-        end = torch.where(going, nearest, end)
-        # change the prices by the cost of the step, so that no reduced cost is ever negative
-        m.u = torch.where(moving, m.u + step, m.u)
-        m.v = torch.where(passed, m.v - step, m.v)
-        least = torch.where(passed, least, least - step)
-        # the path goes on if a site holds the position alone: that site has to move next
-        going = going & m.once[crystal, end] & (m.holder[crystal, end] >= 0)
-        passed[crystal[going], end[going]] = True
-        site = torch.where(going, m.holder[crystal, end], site)
-        moving[crystal[going], site[going]] = True
-    return end, before
+        _compare_moves(m, paths, going)
+        _lengthen(m, paths, going)
+        going = _go_on(m, paths, going)
+    return paths
 
-
+# %% ../nbs/12_reconstruct.ipynb #c7d7fc4f
 def _move_over(
     m: _Assignment,  # holder and choice are updated in place
     i: int,  # the site that is added
     going: Tensor,  # (B,) bool: crystals that have a site i
-    *,
-    end: Tensor,  # (B,) from `_cheapest_path`
-    before: Tensor,  # (B,M) from `_cheapest_path`
+    paths: _Paths,  # from `_cheapest_paths`
 ):
     "Walk each path back from its end: every site on it takes the next position, site i the first."
-    crystal = torch.arange(len(going), device=going.device)
+    crystal, end = torch.arange(len(going), device=going.device), paths.end
     while going.any():
-        previous = before[crystal, end]  # position from which the next site comes; -1: site i
+        previous = paths.before[crystal, end]  # from which the next site comes; -1: site i
         mover = torch.where(previous < 0, i, m.holder[crystal, previous])
         m.holder[crystal[going], end[going]] = mover[going]
         m.choice[crystal[going], mover[going]] = end[going]
         going = going & (previous >= 0)
         end = torch.where(going, previous, end)
 
-
+# %% ../nbs/12_reconstruct.ipynb #749a473a
 def hungarian(
     score: Tensor,  # (B,n,M) of each position for each site; -inf where there is no such pair
     sizes: Tensor,  # (B,) number of sites of each crystal, up to n
@@ -153,11 +192,11 @@ def hungarian(
         choice=torch.full((B, n), -1, device=sizes.device),
     )
     for i in range(n):
-        end, before = _cheapest_path(m, i, sizes > i)
-        _move_over(m, i, sizes > i, end=end, before=before)
+        going = sizes > i
+        _move_over(m, i, going, _cheapest_paths(m, i, going))
     return m.choice
 
-
+# %% ../nbs/12_reconstruct.ipynb #d0d74d69
 def _competing(
     w: Tensor,  # (N,) Wyckoff position of each site
     b: Tensor,  # (N,) crystal of each site
@@ -169,7 +208,7 @@ def _competing(
     _, index, count = torch.unique(place, return_inverse=True, return_counts=True)
     return torch.isin(b, b[(count[index] > 1) & (place >= 0)])
 
-
+# %% ../nbs/12_reconstruct.ipynb #943e4db8
 def assign_positions(
     score: Tensor,  # (N,M) from `position_scores`
     first: Tensor,  # (N,) from `position_scores`
@@ -263,7 +302,7 @@ def primitive_basis(
         bases.append(_PRIMITIVE[tuple(sorted(shifts))])
     return torch.tensor(bases, dtype=torch.float64, device=device)
 
-
+# %% ../nbs/12_reconstruct.ipynb #12a00003
 def primitive(
     cells: Cells,  # conventional, as `unit_cells` makes them
 ) -> Cells:
@@ -277,7 +316,7 @@ def primitive(
     frac = (cells.frac[keep][:, None] @ torch.linalg.inv(P)[b])[:, 0]
     return Cells(cells.G, P @ cells.L, b, wrap(frac), cells.Z[keep], cells.site[keep])
 
-# %% ../nbs/12_reconstruct.ipynb #12a00003
+# %% ../nbs/12_reconstruct.ipynb #682ebe2c
 def _atom_pairs(
     cells: Cells,  # of the crystals c
     c: Crystals,
@@ -290,7 +329,7 @@ def _atom_pairs(
     first_of_crystal = (atoms.cumsum(0) - atoms)[c.b[site]]
     return site, first_of_site, first_of_crystal + place
 
-
+# %% ../nbs/12_reconstruct.ipynb #408c459a
 def close_contacts(
     c: Crystals,
     w: Tensor,  # (N,) Wyckoff position of each site
@@ -317,7 +356,7 @@ def close_contacts(
     close |= flat[c.b[site]] & (atom == other)
     return site[close], cells.site[other[close]]
 
-# %% ../nbs/12_reconstruct.ipynb #12a00005
+# %% ../nbs/12_reconstruct.ipynb #794c1d1c
 TRIES = 6  # rounds in which sites that are too near to each other look for other positions
 
 
@@ -333,6 +372,15 @@ def _sites_to_move(
     return movers[loss[movers].isfinite()]
 
 
+def _loss_of_moving(
+    score: Tensor,  # (N,M) of each position
+    own: Tensor,  # (N,) place of each site's position among them
+) -> Tensor:  # (N,)
+    "Compute how much score each site loses if it takes its next best position."
+    next_best = score.scatter(1, own[:, None], -torch.inf).amax(1)
+    return score.gather(1, own[:, None])[:, 0] - next_best
+
+# %% ../nbs/12_reconstruct.ipynb #12a00005
 def separate_atoms(
     theta: Channels,  # beliefs
     G: Tensor,  # (B,) space groups
@@ -349,10 +397,7 @@ def separate_atoms(
     for _ in range(TRIES):
         c = crystals_on_positions(theta, G, b, w)[torch.unique(b[sites])]
         i, j = close_contacts(c, w[sites], min_distance)  # as indices into `sites`
-        own = w[sites] - first[sites]
-        next_best = score[sites].scatter(1, own[:, None], -torch.inf).amax(1)
-        loss = score[sites, own] - next_best
-        movers = sites[_sites_to_move(i, j, loss)]
+        movers = sites[_sites_to_move(i, j, _loss_of_moving(score[sites], (w - first)[sites]))]
         score[movers, w[movers] - first[movers]] = -torch.inf  # they may not stay where they are
         sites = sites[torch.isin(b[sites], b[movers])]  # crystals in which no site moves are done
         if not len(sites):
@@ -395,7 +440,7 @@ def reconstruct(
         w = separate_atoms(theta, G, b, w, score=score, first=first, min_distance=min_distance)
     return crystals_on_positions(theta, G, b, w), w
 
-
+# %% ../nbs/12_reconstruct.ipynb #51de8758
 def one_hot_beliefs(
     c: Crystals,
 ) -> Channels:
