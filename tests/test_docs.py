@@ -50,15 +50,17 @@ def notebook_anchor(heading):
 
 
 def code_by_section(path):
-    "Anchor of a heading -> the code between it and the next heading."
-    code, anchor = {}, ""
+    "Anchor of a heading -> the code of its section, subsections included."
+    code, above = {}, []  # above: pairs of level and anchor of the headings that are open
     for kind, source in cells(path):
         if kind == "code":
-            code[anchor] += source + "\n"
-        else:
-            for heading in re.findall(r"^#+ (.*?)\s*$", source, re.MULTILINE):
-                anchor = notebook_anchor(heading)
-                code.setdefault(anchor, "")
+            for _, anchor in above:
+                code[anchor] += source + "\n"
+            continue
+        for marks, heading in re.findall(r"^(#+) (.*?)\s*$", source, re.MULTILINE):
+            level, anchor = len(marks), notebook_anchor(heading)
+            above = [pair for pair in above if pair[0] < level] + [(level, anchor)]
+            code.setdefault(anchor, "")
     return code
 
 
