@@ -686,9 +686,7 @@ def net_flop(
     images=False,
     evidence=False,
 ) -> dict:  # part of the network -> operations
-    """Floating-point operations of the matrix products in one call of `Net`, for one crystal.
-
-    Without the search for images, and steps and strains, which are no matrix products."""
+    "Operations of the matrix products in one call of `Net`, for one crystal."
     n_pairs = (n_squared - n) / 2
     pairs = (2 * n_pairs + n) * 3 * freqs * hidden  # sines of pairs, cosines of pairs and sites
     messages = n_squared * hidden**2
