@@ -30,7 +30,10 @@ setup(
     install_requires=lines("requirements"),
     extras_require={
         "notebooks": lines("notebooks_requirements"),
-        "dev": lines("notebooks_requirements") + lines("dev_requirements"),
+        "site": lines("site_requirements"),
+        "dev": lines("notebooks_requirements")
+        + lines("site_requirements")
+        + lines("dev_requirements"),
     },
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
