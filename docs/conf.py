@@ -55,6 +55,7 @@ copybutton_selector = "div.highlight pre"
 
 # API: a docstring is plain text, and in it `name` is code
 default_role = "code"
+smartquotes_action = "qe"  # quotes and ellipses; `--` starts an option
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False
@@ -82,8 +83,8 @@ def copy_mathjax(app):
 
 def markdown_anchor(link):
     "Jupyter makes an anchor of a heading by hyphens alone, GitHub and MyST as for .md files."
-    page, heading = link[1], link[2]
-    return f"]({page}#{re.sub(r'[^\w-]', '', heading.lower())})"
+    anchor = re.sub(r"[^\w-]", "", link[2].lower())
+    return f"]({link[1]}#{anchor})"
 
 
 def adapt_links(text):
@@ -107,7 +108,7 @@ def adapt_source(app, docname, content):
 
 
 def keep_numbers(app, doctree):
-    "Leave equations that have the paper's numbers as they are: Sphinx wraps them, which forbids tags."
+    "Hand equations with numbers of their own to MathJax as they are: Sphinx's frame forbids those."
     for equation in doctree.findall(nodes.math_block):
         text = equation.astext()
         if r"\tag" in text:
@@ -121,8 +122,9 @@ def keep_numbers(app, doctree):
 def title(path):
     "The number of a notebook and its first heading."
     page = json.loads(path.read_text(encoding="utf-8"))
-    heading = "".join(page["cells"][0]["source"]).splitlines()[0]
-    return f"{path.stem[:2]} {heading.removeprefix('# ').removeprefix('Experiment: ')}"
+    heading = "".join(page["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+    heading = heading.removeprefix("Experiment: ")
+    return f"{path.stem[:2]} {heading[0].upper()}{heading[1:]}"
 
 
 def contents():
@@ -185,14 +187,14 @@ INTRODUCTION = """# API
 What `import symmbfn` offers: {py:func}`~symmbfn.structures.encode` and
 {py:func}`~symmbfn.structures.decode` between crystals and tensors,
 {py:func}`~symmbfn.datasets.load_data`, {py:func}`~symmbfn.model.load` for weights,
-{py:func}`~symmbfn.generation.generate` and {py:func}`~symmbfn.evaluation.evaluate`. The same from the
-shell: [the command line](command_line.md). Everything else is in the modules, in the order of the
-notebooks that export them.
+{py:func}`~symmbfn.generation.generate` and {py:func}`~symmbfn.evaluation.evaluate`. The same from
+the shell: [the command line](command_line.md). Everything else is in the modules, in the order of
+the notebooks that export them.
 """
 
 
 def write_reference(app):
-    "A page for each module and for the command line, for extensions to fill, and one that lists them."
+    "Pages for the modules and the command line, which extensions fill, and one that lists them."
     pages = {}
     for module, stem in MODULES.items():
         source = f"Exported from [{stem}](../../nbs/{stem}.ipynb)."
