@@ -60,7 +60,7 @@ def lattice_to_k(
     dual = B / B.pow(2).sum((1, 2), keepdim=True)  # so that k_i = <S, B_i> / <B_i, B_i>
     return torch.einsum("...ij,kij->...k", S, dual).to(L.dtype)
 
-
+# %% ../nbs/03_lattice.ipynb #757a3eef
 def k_to_lattice(
     k: Tensor,  # (...,6)
 ) -> Tensor:  # (...,3,3) lattice vectors in rows, Angstrom
