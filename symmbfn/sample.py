@@ -6,7 +6,7 @@
 __all__ = ['UPDATES', 'METHODS', 'GOLDEN', 'FACTORS', 'TIME_EXPONENT', 'LEFT_TO_DECODER', 'bayesian_update',
            'noise_reduced_update', 'accuracy', 'evidence', 'noise_scale', 'message_sums', 'beliefs_from_messages',
            'sample_one_hot', 'sample_periodic_image', 'unsigned_shift', 'splitmix64', 'keyed_uniform', 'keyed_normal',
-           'CrystalNoise', 'step_times', 'draw_guesses', 'decide', 'sample']
+           'draw_by_key', 'CrystalNoise', 'step_times', 'draw_guesses', 'decide', 'sample']
 
 # %% ../nbs/10_sample.ipynb #b83c81e3
 import math
@@ -79,7 +79,7 @@ def noise_scale(
     "Standard deviation of the noise in messages of accuracy 1: sqrt(K) for K classes."
     return channel.classes**0.5 if channel.kind == "discrete" else 1.0
 
-
+# %% ../nbs/10_sample.ipynb #e7872e67
 def message_sums(
     belief: Channels,
     settings: dict,  # of a model
@@ -95,7 +95,7 @@ def message_sums(
             z[channel.name] = theta * (1 + accuracy(channel, settings, t))
     return z
 
-
+# %% ../nbs/10_sample.ipynb #ee0cdbf8
 def beliefs_from_messages(
     z: dict,  # sums of messages: name of the channel -> tensor
     settings: dict,  # of a model
@@ -151,7 +151,7 @@ def splitmix64(
         x = (x ^ unsigned_shift(x, bits)) * factor
     return x ^ unsigned_shift(x, 31)
 
-
+# %% ../nbs/10_sample.ipynb #ad36791c
 def keyed_uniform(
     key: Tensor,  # (M,) int64
     step: int,  # other numbers for each
@@ -175,7 +175,24 @@ def keyed_normal(
     u, v = keyed_uniform(key, step, 2 * size).chunk(2, 1)
     return (-2 * u.log()).sqrt() * (2 * torch.pi * v).cos()
 
+# %% ../nbs/10_sample.ipynb #8a075251
+def draw_by_key(
+    draw,  # keyed_normal or keyed_uniform
+    keys: dict,  # 'crystal' -> (B,) and 'site' -> (N,) int64
+    step: int,  # other numbers for each
+    shapes: dict,  # Channel -> shape of its numbers, for one crystal or site
+) -> Channels:
+    "Draw the numbers of all channels; those that belong to the same key one after the other."
+    values = {}
+    for per, key in keys.items():
+        own = [channel for channel in shapes if channel.per == per]
+        sizes = [math.prod(shapes[channel]) for channel in own]
+        columns = draw(key, step, sum(sizes)).split(sizes, 1)
+        for channel, v in zip(own, columns):
+            values[channel.name] = v.reshape(len(key), *shapes[channel])
+    return Channels(**values)
 
+# %% ../nbs/10_sample.ipynb #1b8ed3c7
 class CrystalNoise:
     "Random numbers of each crystal, the same in whatever batch it is."
 
@@ -187,8 +204,7 @@ class CrystalNoise:
     ):
         crystal = splitmix64(splitmix64(torch.full_like(which, seed)) + GOLDEN * (which + 1))
         _, place = batch_index(torch.bincount(b, minlength=len(which)))
-        site = splitmix64(crystal[b] + GOLDEN * (place + 1))
-        self.keys = dict(crystal=crystal, site=site)
+        self.keys = dict(crystal=crystal, site=splitmix64(crystal[b] + GOLDEN * (place + 1)))
 
     def normal(
         self,
@@ -196,7 +212,7 @@ class CrystalNoise:
     ) -> Channels:
         "Standard normal numbers in the shape of a belief."
         shapes = {channel: channel.belief_shape for channel in CHANNELS}
-        return self._draw(keyed_normal, step, shapes)
+        return draw_by_key(keyed_normal, self.keys, step, shapes)
 
     def uniform(
         self,
@@ -204,17 +220,8 @@ class CrystalNoise:
     ) -> Channels:
         "Uniform numbers in the shape of a crystal: one for each number and each class."
         by_kind = sorted(CHANNELS, key=lambda channel: channel.kind)
-        return self._draw(keyed_uniform, step, {channel: channel.shape for channel in by_kind})
-
-    def _draw(self, draw, step, shapes):
-        values = {}
-        for per, key in self.keys.items():
-            own = [channel for channel in shapes if channel.per == per]
-            sizes = [math.prod(shapes[channel]) for channel in own]
-            columns = draw(key, step, sum(sizes)).split(sizes, 1)
-            for channel, v in zip(own, columns):
-                values[channel.name] = v.reshape(len(key), *shapes[channel])
-        return Channels(**values)
+        shapes = {channel: channel.shape for channel in by_kind}
+        return draw_by_key(keyed_uniform, self.keys, step, shapes)
 
 # %% ../nbs/10_sample.ipynb #10a00015
 TIME_EXPONENT = 1.4  # of the times of noise-reduced steps
@@ -245,7 +252,7 @@ def step_times(
     exponent = 1.0 if method == "bayes" else TIME_EXPONENT
     return [start_time + (1 - start_time) * (i / steps) ** exponent for i in range(steps + 1)]
 
-
+# %% ../nbs/10_sample.ipynb #5f6e4ecd
 def draw_guesses(
     estimate: Channels,  # what the network says
     uniform: Channels,  # one number in (0,1) for each number and each class
@@ -268,7 +275,7 @@ def draw_guesses(
 
     return per_channel(of_channel)
 
-
+# %% ../nbs/10_sample.ipynb #68ddc2fd
 def decide(
     estimate: Channels,  # the network's last
     method: str,  # one of METHODS
