@@ -59,7 +59,7 @@ def save_tensors(
     finally:
         part.unlink(missing_ok=True)
 
-
+# %% ../nbs/06_data.ipynb #045247aa
 def load_tensors(
     path,  # a safetensors file
 ) -> tuple[dict, object]:  # name -> tensor; the metadata given to `save_tensors`
@@ -83,6 +83,24 @@ def load_tensors(
     return tensors, meta
 
 # %% ../nbs/06_data.ipynb #95c11a0e
+def _check_properties(
+    names,  # names asked for
+    properties: dict,  # name -> values
+    text_columns: dict,  # name of a column that is no property -> a value that is not a number
+):
+    "Raise ValueError for a name that is no property."
+    for name in names:
+        if name in text_columns:
+            value = text_columns[name]
+            raise ValueError(
+                f"{name} is no property, since {value!r} is not a number: "
+                "correct that value, or leave this property out."
+            )
+        if name not in properties:
+            there = ", ".join(properties) or "none"
+            raise ValueError(f"Unknown property {name}: the data has {there}.")
+
+# %% ../nbs/06_data.ipynb #7b64bb92
 @dataclass(frozen=True)
 class Dataset:
     "B crystals, an identifier for each, and any number of properties."
@@ -90,8 +108,7 @@ class Dataset:
     crystals: Crystals
     ids: list  # B str
     properties: dict = field(default_factory=dict)  # name -> (B,) float64, NaN where missing
-    # name of a column that is no property -> a value in it that is not a number
-    text_columns: dict = field(default_factory=dict)
+    text_columns: dict = field(default_factory=dict)  # other columns -> a value that is no number
 
     def __len__(self):
         return len(self.ids)
@@ -101,25 +118,13 @@ class Dataset:
         names,  # names of P properties
     ):  # (B,P) float64, NaN where missing; None if there are no names
         "Stack properties as columns. Raises ValueError for a name that is no property."
-        for name in names:
-            if name in self.text_columns:
-                value = self.text_columns[name]
-                raise ValueError(
-                    f"{name} is no property, since {value!r} is not a number: "
-                    "correct that value, or leave this property out."
-                )
-            if name not in self.properties:
-                there = ", ".join(self.properties) or "none"
-                raise ValueError(f"Unknown property {name}: the data has {there}.")
+        _check_properties(names, self.properties, self.text_columns)
         if not names:
             return None
         return torch.stack([self.properties[name].double() for name in names], 1)
 
-    def __getitem__(
-        self,
-        index,  # int, slice, or list or tensor of crystal numbers, or a bool mask
-    ):
-        "Select crystals, with their identifiers and properties, in the order of the index."
+    def __getitem__(self, index):
+        "Select crystals by an int, a slice, a list or tensor of ints, or a bool mask."
         chosen = torch.arange(len(self))[index].reshape(-1)
         ids = [self.ids[i] for i in chosen.tolist()]
         properties = {name: y[chosen] for name, y in self.properties.items()}
@@ -143,13 +148,21 @@ def save_dataset(
     about = dict(ids=data.ids, text_columns=data.text_columns, meta=meta)
     save_tensors(path, fields | properties, about)
 
-
+# %% ../nbs/06_data.ipynb #eada6fb1
 def _properties(tensors: dict) -> dict:  # name -> (B,) float64
     "Pick the properties from a file's tensors, in which their names begin with 'property.'."
     prefix = "property."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def _stored_crystals(tensors: dict) -> Crystals:
+    "Pick the crystals from a file's tensors, and make their integers int64 again."
+    fields = {}
+    for name, dtype in STORED_TYPES.items():
+        fields[name] = tensors[name] if dtype.is_floating_point else tensors[name].long()
+    return Crystals(**fields)
+
+# %% ../nbs/06_data.ipynb #4587afe5
 def load_dataset(
     path,  # a file written by save_dataset
 ) -> tuple[Dataset, object]:  # the data set, and the meta given when it was saved
@@ -163,10 +176,7 @@ def load_dataset(
         raise ValueError(
             f"{path} holds no data set: give a file written by symmbfn.data.save_dataset."
         )
-    fields = {}
-    for name, dtype in STORED_TYPES.items():
-        fields[name] = tensors[name] if dtype.is_floating_point else tensors[name].long()
-    crystals = Crystals(**fields)
+    crystals = _stored_crystals(tensors)
     ids = about["ids"]
     if len(ids) != len(crystals):
         raise ValueError(
@@ -219,7 +229,7 @@ def pack_crystals(
         parameters=u[_free_parameters()[w]],  # 0 to 3 numbers for each site
     )
 
-
+# %% ../nbs/06_data.ipynb #bb49f257
 def unpack_crystals(
     tensors: dict,  # what `pack_crystals` returns
 ) -> Crystals:
@@ -262,7 +272,7 @@ def pack_dataset(
     properties = {f"property.{name}": y for name, y in data.properties.items()}
     return pack_crystals(data.crystals) | ids | properties
 
-
+# %% ../nbs/06_data.ipynb #e5471b07
 def unpack_dataset(
     tensors: dict,  # what `pack_dataset` returns
 ) -> Dataset:
@@ -283,7 +293,7 @@ def load_mp20() -> dict:  # 'train', 'val' and 'test' -> Dataset
     starts = [0, *ends[:-1]]
     return {split: data[start:end] for split, start, end in zip(about["splits"], starts, ends)}
 
-# %% ../nbs/06_data.ipynb #f24d7730
+# %% ../nbs/06_data.ipynb #bd9e2e05
 class EmpiricalPrior(NamedTuple):
     "Counts in a data set, from which sampling draws what the network does not predict."
 
@@ -298,7 +308,7 @@ class EmpiricalPrior(NamedTuple):
     # element z; older files lack it
     elements: Tensor = torch.zeros(0, 2, dtype=torch.int64)
 
-
+# %% ../nbs/06_data.ipynb #7709075a
 def primitive_sizes(
     c: Crystals,
     w: Tensor,  # (N,) Wyckoff position of each site
@@ -321,7 +331,7 @@ def _size_histogram(
     counts = torch.bincount(G * width + n, weights, minlength=(GROUPS + 1) * width)
     return counts.reshape(GROUPS + 1, width).double()
 
-
+# %% ../nbs/06_data.ipynb #3f852a74
 BITS = 47  # elements in each of the two numbers that hold a set of elements; 2 * 47 is K
 
 
@@ -342,7 +352,7 @@ def unpack_elements(
     powers = 2 ** torch.arange(BITS, device=elements.device)
     return (elements[:, :, None] // powers % 2).flatten(1).bool()
 
-
+# %% ../nbs/06_data.ipynb #c7c53153
 def fit_prior(
     c: Crystals,
     y=None,  # (B,P) properties, NaN where unknown; None if there are none
@@ -399,7 +409,7 @@ def _nearest_examples(
     farthest = distance[possible].kthvalue(min(N_NEIGHBOURS, int(possible.sum()))).values
     return possible & (distance <= farthest)
 
-
+# %% ../nbs/06_data.ipynb #865ae543
 def _element_weights(
     prior: EmpiricalPrior,
     allowed: Tensor,  # (K,) bool: which elements a crystal may have
@@ -411,7 +421,7 @@ def _element_weights(
     weights[~(present & ~allowed).any(1)] = ALLOWED_ELEMENTS_WEIGHT
     return weights
 
-
+# %% ../nbs/06_data.ipynb #b0d7d298
 def condition_prior(
     prior: EmpiricalPrior,
     y=None,  # (P,) properties asked for, NaN where any value will do; None: nothing is asked for
