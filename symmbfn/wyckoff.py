@@ -64,7 +64,7 @@ def _least_squares(
     U = torch.cat([inverse, -inverse @ t0], 2)
     return dict(P=P, Q=Q, H=Q.mT @ Q, U=U, V=V)
 
-
+# %% ../nbs/05_wyckoff.ipynb #11809324
 @cache
 @torch.inference_mode(False)  # a table made in inference mode could not be used in training later
 def _table(device: str, dtype):
@@ -85,7 +85,7 @@ def wyckoff_table(
     "Load the table that comes with the package. It is read once for each device and type."
     return _table(str(device), dtype)
 
-# %% ../nbs/05_wyckoff.ipynb #11809324
+# %% ../nbs/05_wyckoff.ipynb #607758c9
 LETTERS = "abcdefghijklmnopqrstuvwxyzA"  # only group 47 needs the last
 
 
@@ -104,7 +104,7 @@ def general_position(
     "Find the general position of each group: the last one listed for the group."
     return wyckoff_table(G.device).first[G + 1] - 1
 
-
+# %% ../nbs/05_wyckoff.ipynb #68ddd839
 def symmetry_operations(
     G: int,  # space group, 1 to 230
 ) -> Tensor:  # (m,3,4) float64: matrix and translation of each, in fractional coordinates
@@ -161,7 +161,7 @@ def nearest_on_position(
     distance = (table.Q[w] @ d[:, :, None])[:, :, 0].norm(dim=1)
     return near, apply_affine(table.U[w], near), distance
 
-
+# %% ../nbs/05_wyckoff.ipynb #9f58f268
 def project_onto_position(
     x: Tensor,  # (M,3) fractional coordinates
     w: Tensor,  # (M,) Wyckoff positions
@@ -196,7 +196,7 @@ def _distance_to_generic(u, V):
     d = (d - d.round())[:, None] - lattice_neighbours(u)  # (A,27,3)
     return torch.einsum("abi,aij,abj->ab", d, V, d).amin(1).sqrt()
 
-
+# %% ../nbs/05_wyckoff.ipynb #609533c3
 def representative(
     points: Tensor,  # (A,3) all points of each orbit, exact to 1e-5
     owner: Tensor,  # (A,) orbit of each point, 0 to M-1
