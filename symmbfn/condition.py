@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_POSITIONS', 'MAX_UNITS', 'MAX_ATOMS', 'MAX_SITES', 'extrapolate', 'guided', 'Constraints',
            'expected_over_positions', 'apply_constraints', 'constrained', 'site_capacity', 'SiteSpec', 'Request',
-           'lattice_points', 'Placements', 'max_sites', 'sample_constraints']
+           'lattice_points', 'max_sites', 'Placements', 'sample_constraints']
 
 # %% ../nbs/11_condition.ipynb #11c00004
 import math
@@ -45,7 +45,7 @@ def extrapolate(
         difference = minimum_image(difference)
     return conditional + guidance * difference
 
-
+# %% ../nbs/11_condition.ipynb #4a61a2bd
 def guided(
     net,  # a Model with properties, net(belief, t, G, b, y) -> Channels
     y: Tensor,  # (B,P) what is asked for, in the properties' own units, NaN where any value will do
@@ -71,9 +71,6 @@ def guided(
     return guided_net
 
 # %% ../nbs/11_condition.ipynb #11c00011
-MAX_POSITIONS = 27  # largest number of Wyckoff positions of a group, that of group 47
-
-
 @dataclass(frozen=True)
 class Constraints(Batch):
     "What is known beforehand of B crystals with N sites in all."
@@ -88,10 +85,7 @@ class Constraints(Batch):
     def __len__(self):
         return len(self.G)
 
-    def __getitem__(
-        self,
-        index,  # int64 tensor of crystal numbers
-    ):
+    def __getitem__(self, index):  # int64 tensor of crystal numbers
         "Select crystals with their sites, in the order of the index."
         n = torch.bincount(self.b, minlength=len(self))
         starts = n.cumsum(0) - n  # the first site of each crystal
@@ -105,6 +99,9 @@ class Constraints(Batch):
             k=self.k[index],
             x=self.x[site],
         )
+
+# %% ../nbs/11_condition.ipynb #e05c1d7f
+MAX_POSITIONS = 27  # largest number of Wyckoff positions of a group, that of group 47
 
 
 @torch.autocast("cuda", enabled=False)
@@ -128,7 +125,7 @@ def expected_over_positions(
     q = log_q.masked_fill(~allowed, -torch.inf).softmax(-1)
     return torch.einsum("nw,nwao->nao", q, required)
 
-
+# %% ../nbs/11_condition.ipynb #f6b5d503
 def apply_constraints(
     estimate: Channels,  # of the same crystals, as the network returns it
     c: Constraints,
@@ -148,7 +145,7 @@ def apply_constraints(
         S=estimate.S.index_copy(0, restricted, S),
     )
 
-
+# %% ../nbs/11_condition.ipynb #249f41e8
 def constrained(
     net,  # a function (belief, t, G, b) -> Channels, such as a Model
     c: Constraints,  # for the same crystals
@@ -189,7 +186,7 @@ class SiteSpec:
     mult: int = 0  # multiplicity of the position; 0: any
     x: tuple = ()  # 3 fractional coordinates on the position's first map; (): any
 
-
+# %% ../nbs/11_condition.ipynb #b81bcdb9
 @dataclass(frozen=True)
 class Request:
     "What is asked for. The defaults leave everything open."
@@ -205,7 +202,7 @@ class Request:
     closed: bool = False  # whether there are no sites but the given ones
     k: tuple = ()  # the 6 numbers of the lattice (03); (): free
 
-
+# %% ../nbs/11_condition.ipynb #3c474b46
 @cache
 def lattice_points(
     G: int,  # space group
@@ -235,131 +232,7 @@ def _without(
         return None
     return tuple((Z, count) for Z, count in left.items() if count)
 
-
-class Placements:
-    """All ways to place the atoms of a request in one space group, with their probabilities.
-
-    The ways are not listed: their probabilities are added up from state to state."""
-
-    def __init__(
-        self,
-        request: Request,  # with a formula or a number of atoms, and a letter for each given site
-        G: int,  # space group
-        cells: list,  # dicts: atomic number (0: any) -> atoms in the primitive cell
-        prior: EmpiricalPrior,  # counts in the training set (06)
-    ):
-        self.request, self.G, self.cells = request, G, cells
-        self.most = max_sites(request, prior) - len(request.given)  # sites that may join
-        self.mults = list(site_capacity(G))
-        # what the multiplicities from each column on can add up to is a multiple of this
-        self.divisors = [math.gcd(*self.mults[i:]) for i in range(len(self.mults) + 1)]
-        self.p = _multiplicity_probabilities(G, prior)
-        self.E = max(1, len(request.formula))
-        self._sums = {}  # state -> what `sums` returns
-        self.starts = [self._start(cell) for cell in cells]
-
-    def _start(self, cell) -> _State:  # cell: one of the cells
-        "Begin with all given sites and all atoms."
-        mults, is_fixed = _positions(self.G)
-        given = self.request.given
-        taken = Counter(mults[site.letter] for site in given if is_fixed[site.letter])
-        room = tuple(count - taken[mult] for mult, count in site_capacity(self.G).items())
-        # elements with few atoms come first, since they have the fewest ways
-        need = sorted(cell.items(), key=lambda item: (item[1], item[0]))
-        points = lattice_points(self.G)
-        return _State(given, tuple((Z, count * points) for Z, count in need), 0, room)
-
-    def _is_hopeless(self, state: _State) -> bool:
-        "Whether a state's atoms need too many sites, or are too few for the sites asked for."
-        fewest = sum(-(-atoms // self.mults[0]) for _, atoms in state.need)
-        most = sum(atoms for _, atoms in state.need) // self.mults[-1]
-        return fewest > self.most or most + len(self.request.given) < self.request.sites
-
-    def branches(self, state: _State) -> Iterator:  # of (k, factor, sites that join, next state)
-        "Take the next decision in every way that may lead to an end."
-        if state.given:
-            yield from self._element_branches(state)
-        elif not self.request.closed and not self._is_hopeless(state):
-            yield from self._count_branches(state)
-
-    def _element_branches(self, state):
-        "Give each possible element to the first given site."
-        site, *others = state.given
-        mult = _positions(self.G)[0][site.letter]
-        elements = [site.element] if site.element else [Z for Z, _ in state.need]
-        for Z in elements:
-            need = _without(state.need, Z if self.request.formula else 0, mult)
-            if need is not None:
-                joined = replace(site, element=Z)
-                yield 0, 1.0, (joined,), state._replace(given=tuple(others), need=need)
-
-    def _count_branches(self, state):
-        "Give each possible number of sites with the current multiplicity to the first element."
-        (Z, atoms), *others = state.need
-        column, mult = state.column, self.mults[state.column]
-        site = SiteSpec(Z, mult=mult)
-        divisor = self.divisors[column + 1]  # 0 behind the last multiplicity
-        most = int(min(atoms // mult, state.capacity[column], self.most))
-        for k in range(most, -1, -1):
-            left = atoms - k * mult
-            remainder = left % divisor if divisor else left
-            if remainder:
-                continue  # the multiplicities that follow cannot add up to what is left
-            room = list(state.capacity)
-            room[column] -= k
-            need = ((Z, left), *others) if left else tuple(others)
-            after = _State((), need, column + 1 if left else 0, tuple(room))
-            yield k, (self.p[mult] / self.E) ** k, (site,) * k, after
-
-    def sums(self, state: _State) -> np.ndarray:  # (most + 1,): W(n) for n = 0, 1, ...
-        "Add up the probabilities of all ways to go on from a state, by the formula of the text."
-        if state not in self._sums:
-            total = np.zeros(self.most + 1)
-            if not state.given and not state.need:
-                total[0] = 1  # the end is reached
-            else:
-                for k, factor, _, after in self.branches(state):
-                    further = self.sums(after)[: self.most + 1 - k]
-                    total[k:] += _binomials(self.most)[k:, k] * factor * further
-            self._sums[state] = total
-        return self._sums[state]
-
-    def probabilities(self) -> dict:  # number of sites -> probability, where it is above 0
-        "Compute the probability of the composition for each number of sites, given ones included."
-        total = sum((self.sums(start) for start in self.starts), np.zeros(self.most + 1))
-        return {len(self.request.given) + n: p for n, p in enumerate(total.tolist()) if p > 0}
-
-    def draw(
-        self,
-        n: int,  # number of sites, one of `probabilities`
-        generator: torch.Generator,
-    ) -> list:  # of SiteSpecs, the given ones first
-        "Draw a way with n sites, each with its probability."
-        left = n - len(self.request.given)
-        branches = [(0, 1.0, (), start) for start in self.starts]
-        way = []
-        while branches:
-            weight = [self._weight(branch, left) for branch in branches]
-            i = int(torch.multinomial(torch.tensor(weight), 1, generator=generator))
-            k, _, sites, state = branches[i]
-            left -= k
-            way += sites
-            branches = list(self.branches(state)) if state.given or state.need else []
-        return way
-
-    def _weight(self, branch, left) -> float:  # left: sites still to join, with the branch's
-        "Weigh a branch by all ways to go on with it: its term in the formula of the text."
-        k, factor, _, after = branch
-        return math.comb(left, k) * factor * self.sums(after)[left - k] if k <= left else 0.0
-
-
-@cache
-def _binomials(most: int) -> np.ndarray:  # (most + 1, most + 1): n over k, in row n
-    "Tabulate the binomial coefficients."
-    rows = [[math.comb(n, k) for k in range(most + 1)] for n in range(most + 1)]
-    return np.array(rows, dtype=float)
-
-
+# %% ../nbs/11_condition.ipynb #11c00029
 def _multiplicity_probabilities(G: int, prior: EmpiricalPrior) -> Counter:  # multiplicity -> p_m
     "Add up the probabilities of the positions that have the same multiplicity."
     table = wyckoff_table()
@@ -377,6 +250,144 @@ def max_sites(
     "Bound the number of sites: as asked for, or else that of the data's largest crystal."
     return max(request.sites or prior.sizes.shape[1] - 1, len(request.given))
 
+# %% ../nbs/11_condition.ipynb #6282ece9
+class _Rules:
+    "What stays the same from state to state."
+
+    def __init__(self, request: Request, G: int, prior: EmpiricalPrior):
+        self.request, self.G = request, G
+        self.most = max_sites(request, prior) - len(request.given)  # sites that may join
+        self.mults = list(site_capacity(G))
+        # what the multiplicities from each column on can add up to is a multiple of this
+        self.divisors = [math.gcd(*self.mults[i:]) for i in range(len(self.mults) + 1)]
+        self.p = _multiplicity_probabilities(G, prior)
+        self.E = max(1, len(request.formula))
+
+
+def _start(rules: _Rules, cell: dict) -> _State:  # cell: atomic number -> atoms (primitive cell)
+    "Begin with all given sites and all atoms."
+    mults, is_fixed = _positions(rules.G)
+    given = rules.request.given
+    taken = Counter(mults[site.letter] for site in given if is_fixed[site.letter])
+    room = tuple(count - taken[mult] for mult, count in site_capacity(rules.G).items())
+    # elements with few atoms come first, since they have the fewest ways
+    need = sorted(cell.items(), key=lambda item: (item[1], item[0]))
+    points = lattice_points(rules.G)
+    return _State(given, tuple((Z, count * points) for Z, count in need), 0, room)
+
+# %% ../nbs/11_condition.ipynb #a8e09849
+def _element_branches(rules: _Rules, state: _State) -> Iterator:
+    "Give each possible element to the first given site."
+    site, *others = state.given
+    mult = _positions(rules.G)[0][site.letter]
+    elements = [site.element] if site.element else [Z for Z, _ in state.need]
+    for Z in elements:
+        need = _without(state.need, Z if rules.request.formula else 0, mult)
+        if need is not None:
+            joined = replace(site, element=Z)
+            yield 0, 1.0, (joined,), state._replace(given=tuple(others), need=need)
+
+# %% ../nbs/11_condition.ipynb #e9a03579
+def _count_branches(rules: _Rules, state: _State) -> Iterator:
+    "Give each possible number of sites with the current multiplicity to the first element."
+    (Z, atoms), *others = state.need
+    column, mult = state.column, rules.mults[state.column]
+    site = SiteSpec(Z, mult=mult)
+    divisor = rules.divisors[column + 1]  # 0 behind the last multiplicity
+    most = int(min(atoms // mult, state.capacity[column], rules.most))
+    for k in range(most, -1, -1):
+        left = atoms - k * mult
+        remainder = left % divisor if divisor else left
+        if remainder:
+            continue  # the multiplicities that follow cannot add up to what is left
+        room = list(state.capacity)
+        room[column] -= k
+        need = ((Z, left), *others) if left else tuple(others)
+        after = _State((), need, column + 1 if left else 0, tuple(room))
+        yield k, (rules.p[mult] / rules.E) ** k, (site,) * k, after
+
+
+def _is_hopeless(rules: _Rules, state: _State) -> bool:
+    "Whether a state's atoms need too many sites, or are too few for the sites asked for."
+    fewest = sum(-(-atoms // rules.mults[0]) for _, atoms in state.need)
+    most = sum(atoms for _, atoms in state.need) // rules.mults[-1]
+    return fewest > rules.most or most + len(rules.request.given) < rules.request.sites
+
+# %% ../nbs/11_condition.ipynb #96265c98
+@cache
+def _binomials(most: int) -> np.ndarray:  # (most + 1, most + 1): n over k, in row n
+    "Tabulate the binomial coefficients."
+    rows = [[math.comb(n, k) for k in range(most + 1)] for n in range(most + 1)]
+    return np.array(rows, dtype=float)
+
+# %% ../nbs/11_condition.ipynb #f8d1b097
+class Placements:
+    """All ways to place the atoms of a request in one space group, with their probabilities.
+
+    The ways are not listed: their probabilities are added up from state to state."""
+
+    def __init__(
+        self,
+        request: Request,  # with a formula or a number of atoms, and a letter for each given site
+        G: int,  # space group
+        cells: list,  # dicts: atomic number (0: any) -> atoms in the primitive cell
+        prior: EmpiricalPrior,  # counts in the training set (06)
+    ):
+        self.rules = _Rules(request, G, prior)
+        self.cells = cells
+        self._sums = {}  # state -> what `sums` returns
+        self.starts = [_start(self.rules, cell) for cell in cells]
+
+    def branches(self, state: _State) -> Iterator:  # of (k, factor, sites that join, next state)
+        "Take the next decision in every way that may lead to an end."
+        if state.given:
+            yield from _element_branches(self.rules, state)
+        elif not self.rules.request.closed and not _is_hopeless(self.rules, state):
+            yield from _count_branches(self.rules, state)
+
+    def sums(self, state: _State) -> np.ndarray:  # (most + 1,): W(n) for n = 0, 1, ...
+        "Add up the probabilities of all ways to go on from a state, by the formula of the text."
+        most = self.rules.most
+        if state not in self._sums:
+            total = np.zeros(most + 1)
+            if not state.given and not state.need:
+                total[0] = 1  # the end is reached
+            else:
+                for k, factor, _, after in self.branches(state):
+                    further = self.sums(after)[: most + 1 - k]
+                    total[k:] += _binomials(most)[k:, k] * factor * further
+            self._sums[state] = total
+        return self._sums[state]
+
+    def probabilities(self) -> dict:  # number of sites -> probability, where it is above 0
+        "Compute the probability of the composition for each number of sites, given ones included."
+        total = sum((self.sums(start) for start in self.starts), np.zeros(self.rules.most + 1))
+        given = len(self.rules.request.given)
+        return {given + n: p for n, p in enumerate(total.tolist()) if p > 0}
+
+    def draw(
+        self,
+        n: int,  # number of sites, one of `probabilities`
+        generator: torch.Generator,
+    ) -> list:  # of SiteSpecs, the given ones first
+        "Draw a way with n sites, each with its probability."
+        left = n - len(self.rules.request.given)
+        branches = [(0, 1.0, (), start) for start in self.starts]
+        way = []
+        while branches:
+            weight = [self._weight(branch, left) for branch in branches]
+            i = int(torch.multinomial(torch.tensor(weight), 1, generator=generator))
+            k, _, sites, state = branches[i]
+            left -= k
+            way += sites
+            branches = list(self.branches(state)) if state.given or state.need else []
+        return way
+
+    def _weight(self, branch, left) -> float:  # left: sites still to join, with the branch's
+        "Weigh a branch by all ways to go on with it: its term in the formula of the text."
+        k, factor, _, after = branch
+        return math.comb(left, k) * factor * self.sums(after)[left - k] if k <= left else 0.0
+
 # %% ../nbs/11_condition.ipynb #11c00032
 MAX_UNITS = 48  # operations of the largest point group: more formula units need not be tried
 MAX_ATOMS = 500  # plan no larger primitive cells, which takes more than seconds
@@ -392,7 +403,7 @@ class _Option:
     placements: Placements | None = None  # of the atoms; None: sites are free
     p: float = 1.0  # the probability of the composition, given group and number of sites
 
-
+# %% ../nbs/11_condition.ipynb #180de523
 def _formula_units(
     request: Request,  # with a formula
     max_atoms: int,  # in a primitive cell, if the request leaves it open
@@ -415,7 +426,7 @@ def _fewest_atoms(request: Request) -> int:
     per_unit = sum(request.formula.values())
     return max(request.atoms, per_unit * max(1, request.units))
 
-
+# %% ../nbs/11_condition.ipynb #1a270123
 def _cells(
     request: Request,  # with a formula or a number of atoms
     max_atoms: int,  # in a primitive cell, if the request leaves it open
@@ -427,7 +438,7 @@ def _cells(
     for numbers in _formula_units(request, max_atoms):
         yield [{Z: n * count for Z, count in request.formula.items()} for n in numbers]
 
-
+# %% ../nbs/11_condition.ipynb #d5de99b9
 def _open_sites(request: Request, n: int) -> int:
     "Count the sites whose element is open, of n in all, if there is no formula."
     return n - sum(site.element > 0 for site in request.given)
@@ -457,7 +468,7 @@ def _placed_options(
                 options.append(_Option(G, n, placements, p))
     return options
 
-
+# %% ../nbs/11_condition.ipynb #7915c635
 def _counted_options(request: Request, prior: EmpiricalPrior) -> list:  # of _Options
     "List the options of a request for a composition or a number of atoms."
     if _fewest_atoms(request) > MAX_ATOMS or request.sites > MAX_SITES:
@@ -481,7 +492,7 @@ def _free_options(request: Request, prior: EmpiricalPrior) -> list:  # of _Optio
     sizes = [n for n in sizes if request.sites in (0, n)]
     return [_Option(G, n) for G in request.groups for n in sizes]
 
-
+# %% ../nbs/11_condition.ipynb #95858b77
 def _options(request: Request, prior: EmpiricalPrior) -> list:  # of _Options
     "List the options of a request."
     if request.formula or request.atoms:
@@ -514,7 +525,7 @@ def _listed(numbers) -> str:  # numbers: ints
     numbers = sorted(set(numbers))
     return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
-
+# %% ../nbs/11_condition.ipynb #162cef5a
 def _remedy(request: Request, prior: EmpiricalPrior) -> str:
     "Find a change that makes the placement of a request's atoms possible."
     if request.formula and (request.units or request.atoms):
@@ -534,7 +545,7 @@ def _remedy(request: Request, prior: EmpiricalPrior) -> str:
         return "ask for other sites or another template, since without the given sites they fit."
     return "ask for another composition or number of atoms, or for another group."
 
-
+# %% ../nbs/11_condition.ipynb #49e6e7bc
 def _where(request: Request, prior: EmpiricalPrior) -> str:
     "Say which positions a request's atoms can be placed on."
     most = f"with at most {max_sites(request, prior)} sites in all"
@@ -546,14 +557,9 @@ def _where(request: Request, prior: EmpiricalPrior) -> str:
     sizes = ", ".join(str(mult) for mult in site_capacity(G))
     return f"space group {G}, which hold {sizes} atoms of the conventional cell, {most}"
 
-
-def _why_impossible(request: Request, prior: EmpiricalPrior) -> str:
-    "Say why a request cannot be fulfilled, and what to change."
-    if not request.formula and not request.atoms:
-        return (
-            "The number of sites does not go with the given sites and the required elements: ask "
-            "for another number of sites or fewer elements, or leave a given site's element open."
-        )
+# %% ../nbs/11_condition.ipynb #d52f4a68
+def _contradiction(request: Request) -> str | None:
+    "Say which numbers of a request contradict each other, or are too large; None: none."
     per_unit = sum(request.formula.values())
     if (atoms := _fewest_atoms(request)) > MAX_ATOMS:
         return (
@@ -575,6 +581,18 @@ def _why_impossible(request: Request, prior: EmpiricalPrior) -> str:
             f"{request.units} formula units have {request.units * per_unit} atoms, not "
             f"{request.atoms}: ask for one of the two numbers only."
         )
+    return None
+
+# %% ../nbs/11_condition.ipynb #7b844fc6
+def _why_impossible(request: Request, prior: EmpiricalPrior) -> str:
+    "Say why a request cannot be fulfilled, and what to change."
+    if not request.formula and not request.atoms:
+        return (
+            "The number of sites does not go with the given sites and the required elements: ask "
+            "for another number of sites or fewer elements, or leave a given site's element open."
+        )
+    if reason := _contradiction(request):
+        return reason
     if request.required and (options := _options(replace(request, required=()), prior)):
         most = max(_open_sites(request, option.n) for option in options)
         return (
@@ -586,7 +604,7 @@ def _why_impossible(request: Request, prior: EmpiricalPrior) -> str:
         f"{_remedy(request, prior)}"
     )
 
-
+# %% ../nbs/11_condition.ipynb #7010886f
 def _atoms_of_option(request: Request, option: _Option) -> int:
     "Count the atoms of the smallest primitive cell that an option allows; 0: not known."
     if option.placements is not None:
@@ -640,7 +658,7 @@ def _allowed_positions(
     free = (letter < 0) & (mult == 0)
     return free | exists & right_letter & right_mult
 
-
+# %% ../nbs/11_condition.ipynb #7720163a
 def _to_constraints(
     request: Request,
     plans: list,  # (space group, list of SiteSpecs) for each crystal
@@ -660,7 +678,7 @@ def _to_constraints(
         x=torch.tensor(x, dtype=torch.float64),
     )
 
-
+# %% ../nbs/11_condition.ipynb #ce3ad4c6
 def _draw_sites(
     request: Request,
     option: _Option,
@@ -679,7 +697,7 @@ def _draw_sites(
         sites[i] = replace(sites[i], element=Z)
     return sites
 
-
+# %% ../nbs/11_condition.ipynb #ec817cc0
 def sample_constraints(
     request: Request,
     prior: EmpiricalPrior,  # counts in the training set (06)
