@@ -8,10 +8,10 @@ __all__ = ['MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'COLUMNS', 
            'autocast', 'weighted_loss', 'orthogonalise', 'Muon', 'make_optimizers', 'set_learning_rate',
            'plateau_factor', 'cosine_factor', 'update_ema', 'RunState', 'take_step', 'count_step', 'stratified_batches',
            'drop_condition', 'mean_losses', 'train_epoch', 'sorted_batches', 'validate', 'begin_with', 'save_run',
-           'new_run', 'read_checkpoint', 'resume', 'Process', 'join_processes', 'from_first', 'shard_limits',
-           'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch', 'record_cuda_graph',
-           'RecordedEpoch', 'evaluate_epoch', 'keep_best', 'print_progress', 'Session', 'start_or_resume',
-           'epoch_function', 'next_row', 'train', 'check_parameters']
+           'new_run', 'read_checkpoint', 'resume', 'evaluate_epoch', 'keep_best', 'print_progress', 'Process',
+           'join_processes', 'from_first', 'Session', 'start_or_resume', 'epoch_function', 'next_row', 'train',
+           'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch',
+           'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -70,7 +70,7 @@ class TrainConfig:
         _check_choice("precision", self.precision, ("float32", "bfloat16", "auto"))
         _set(self, "device", resolve_device(self.device))
 
-
+# %% ../nbs/09_train.ipynb #f9c9b36a
 # object.__setattr__ is what a frozen dataclass itself uses to set its fields
 _set = object.__setattr__
 
@@ -94,7 +94,7 @@ def _check_numbers(config):
             "epochs is 0, which means as many as max_minutes allow: give max_minutes too."
         )
 
-
+# %% ../nbs/09_train.ipynb #315d4d65
 def _check(
     config,
     name,  # of the setting
@@ -106,7 +106,7 @@ def _check(
     if not is_right(value):
         raise ValueError(f"{name} is {value!r}: give {wanted}.")
 
-
+# %% ../nbs/09_train.ipynb #4ec23ad0
 def resolve_device(
     device,  # 'cpu', 'cuda', 'cuda:1', a torch.device, or 'auto': a GPU if there is one
 ) -> str:
@@ -180,7 +180,7 @@ def bfloat16_speedup() -> float:
     finally:
         torch.set_num_threads(threads)
 
-
+# %% ../nbs/09_train.ipynb #aa8262e1
 def resolve_precision(
     precision,  # 'float32', 'bfloat16' or 'auto'
     device,  # where the network is computed
@@ -237,7 +237,7 @@ def orthogonalise(
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x if is_wide else x.mT
 
-
+# %% ../nbs/09_train.ipynb #c870f0b9
 class Muon(torch.optim.Muon):
     """torch's Muon, which here steps all matrices of the same shape at once.
 
@@ -275,7 +275,7 @@ class Muon(torch.optim.Muon):
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, (scale * direction).unbind())
 
-
+# %% ../nbs/09_train.ipynb #93c31b85
 def make_optimizers(
     model: Model,  # on the device where it is trained
     lr: float,  # learning rate of Adam; Muon's is MUON_LR times as high
@@ -299,7 +299,7 @@ def make_optimizers(
     set_learning_rate(optimizers, lr)
     return optimizers
 
-
+# %% ../nbs/09_train.ipynb #dfaf75a2
 def set_learning_rate(
     optimizers,  # of `make_optimizers`
     lr: float,  # learning rate of Adam
@@ -380,7 +380,7 @@ class RunState:
             return self.config.lr
         return self.config.lr * cosine_factor(self.step / (self.epochs * self.steps_per_epoch))
 
-
+# %% ../nbs/09_train.ipynb #ad563011
 def take_step(
     state: RunState,
     loss: Tensor,  # scalar
@@ -444,7 +444,7 @@ def mean_losses(
     means = Channels(*means.tolist())
     return dict(loss=model.total(means)) | to_dict(means)
 
-
+# %% ../nbs/09_train.ipynb #ce03a4e8
 def train_epoch(
     state: RunState,  # changed in place
     data: Crystals,  # training set, on the model's device
@@ -522,7 +522,7 @@ def begin_with(
     weights = model.state_dict() | pretrained.state_dict() | _property_weights(model, pretrained)
     model.load_state_dict(weights)
 
-
+# %% ../nbs/09_train.ipynb #645d4568
 def _property_weights(model, pretrained):
     "What depends on the properties, for a model that begins with another: name -> tensor."
     own, trained = model.state_dict(), pretrained.state_dict()
@@ -556,7 +556,7 @@ COLUMNS = [  # of every log.csv; evaluations add columns eval_...
 
 _PROGRESS = ("epochs", "step", "rows", "seconds")  # fields of RunState that a checkpoint holds too
 
-
+# %% ../nbs/09_train.ipynb #4cd7e4a4
 def _pack(
     state: RunState,
 ) -> dict:  # name -> tensor
@@ -573,7 +573,7 @@ def _pack(
             tensors |= {prefix + entry: v for entry, v in entries.items()}
     return tensors
 
-
+# %% ../nbs/09_train.ipynb #1f956422
 def _unpack(
     tensors: dict,  # of `_pack`
     state: RunState,  # its models and optimizers are changed in place
@@ -596,7 +596,7 @@ def _unpack(
         entries = {i: v for i, v in entries.items() if v}
         optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
 
-
+# %% ../nbs/09_train.ipynb #86921668
 def _write_log(
     path: Path,  # of log.csv
     rows: list,  # a dict for each epoch
@@ -621,7 +621,7 @@ def save_run(state: RunState):
     save_model(state.run_dir / "model.safetensors", state.ema, state.prior, meta=meta)
     _write_log(state.run_dir / "log.csv", state.rows)
 
-# %% ../nbs/09_train.ipynb #4cd7e4a4
+# %% ../nbs/09_train.ipynb #69a527c1
 # Settings that may differ when a run continues. The weights don't depend on them, except on the
 # device: a GPU draws other random numbers than a CPU, but a run may move from one to the other.
 FREE_SETTINGS = ("validate_every", "eval_every", "max_minutes", "device")
@@ -645,7 +645,7 @@ def _origin(config, model, data, val, y, pretrained):  # arguments as for `new_r
         pretrained=None if pretrained is None else digest(pretrained.state_dict())[:12],
     )
 
-
+# %% ../nbs/09_train.ipynb #d14c1949
 def new_run(
     run_dir,  # folder of the run
     data: Crystals,  # training set
@@ -679,7 +679,7 @@ def new_run(
         steps_per_epoch=math.ceil(len(data) / config.batch_size),
     )
 
-
+# %% ../nbs/09_train.ipynb #c123924e
 def _check_properties(names, y, n_crystals):
     "Raise a ValueError if y is not a table with a row for each crystal and a column for each name."
     if not names and y is not None and y.numel():
@@ -704,7 +704,7 @@ def read_checkpoint(
     file = run_dir / "checkpoint.safetensors"
     return load_tensors(file) if file.exists() else None
 
-
+# %% ../nbs/09_train.ipynb #f1705649
 def resume(
     state: RunState,  # of `new_run`, changed in place
     checkpoint: tuple,  # of `read_checkpoint`
@@ -729,7 +729,59 @@ def resume(
     for name in _PROGRESS:
         setattr(state, name, progress[name])
 
-# %% ../nbs/09_train.ipynb #8cde0ef9
+# %% ../nbs/09_train.ipynb #eea0bafc
+def evaluate_epoch(
+    state: RunState,
+    val: Crystals,  # validation set, on the model's device
+    eval_fn,  # (averaged model, prior) -> dict of numbers with a 'score'; or None
+    epoch: int,  # number of the epoch that was just trained
+) -> dict:  # columns of the log: val_... and eval_..., each only if it is time for them
+    "Validate and evaluate the averaged model, each if it is time for it. Saves the best model."
+    config = state.config
+    is_last = epoch == state.epochs
+    row = {}
+    if is_last or epoch % config.validate_every == 0:
+        losses = validate(state.ema, val, config.batch_size, config.precision)
+        row |= {f"val_{name}": v for name, v in losses.items()}
+    if eval_fn and (is_last or epoch % config.eval_every == 0):
+        numbers = eval_fn(state.ema, state.prior)
+        row |= {f"eval_{name}": float(v) for name, v in numbers.items()}
+        keep_best(state, row, epoch)
+    return row
+
+# %% ../nbs/09_train.ipynb #925bc15b
+def keep_best(
+    state: RunState,  # its rows have the earlier scores
+    row: dict,  # with 'eval_score', the larger the better
+    epoch: int,  # number of the epoch
+):
+    "Save the averaged model if its score is the best so far. Raises ValueError without a score."
+    if "eval_score" not in row:
+        raise ValueError(
+            "eval_fn gave no 'score': let it return a dict of numbers in which 'score' is larger "
+            "for a better model."
+        )
+    score = row["eval_score"]
+    earlier = [r["eval_score"] for r in state.rows if "eval_score" in r]
+    if score > max(earlier, default=-math.inf):
+        meta = state.origin | dict(epoch=epoch, score=score)
+        save_model(state.run_dir / "best.safetensors", state.ema, state.prior, meta=meta)
+
+# %% ../nbs/09_train.ipynb #44822f20
+def print_progress(
+    row: dict,  # row of the log, and 'left': seconds until the session ends
+):
+    "Print a line for an epoch: losses, score if there is one, and the time left."
+    words = [f"epoch {row['epoch']}"]
+    words += [f"{name} {row[f'train_{name}']:.3f}" for name in LOSS_NAMES]
+    if "val_loss" in row:
+        words.append(f"val {row['val_loss']:.3f}")
+    if "eval_score" in row:
+        words.append(f"score {row['eval_score']:.3f}")
+    words.append(f"{row['left'] / 60:.1f} min left")
+    print("  ".join(words), flush=True)
+
+# %% ../nbs/09_train.ipynb #4dc729ca
 class Process(NamedTuple):
     "One of the processes of a run."
 
@@ -759,7 +811,7 @@ def join_processes(
     finally:
         distributed.destroy_process_group()
 
-
+# %% ../nbs/09_train.ipynb #b9791ab2
 def from_first(
     value,  # anything that pickle can hold; only that of rank 0 matters
 ):
@@ -768,265 +820,6 @@ def from_first(
     if distributed.is_initialized():
         distributed.broadcast_object_list(box, src=0)  # replaces what is in the box
     return box[0]
-
-
-def shard_limits(
-    sizes: Tensor,  # (B,) number of sites of the crystals of a batch, on the CPU
-    count: int,  # number of processes
-) -> list:  # count + 1 limits: process r computes crystals limits[r] to limits[r + 1] - 1
-    "Where to cut a batch so that the parts have about the same number of messages."
-    messages_up_to = (sizes.double() ** 2).cumsum(0)  # each crystal, inclusive
-    fractions = torch.arange(1, count, dtype=torch.double) / count
-    cuts = torch.searchsorted(messages_up_to, messages_up_to[-1] * fractions, right=True)
-    return [0, *cuts.tolist(), len(sizes)]
-
-
-def shard_batch(
-    batch: tuple,  # crystals, times, noise, and properties or None
-    rank: int,  # number of the process that computes the part
-    count: int,  # number of processes
-) -> tuple:  # (n_own, part): how many crystals the process has, maybe 0; a tuple like the batch
-    """Cut out the part of a batch that one process computes.
-
-    If the process has no crystals, the part has one nevertheless, to be given weight 0: every
-    process must compute a gradient."""
-    c, t, noise, y = batch
-    sizes = c.n.cpu()
-    first, end = shard_limits(sizes, count)[rank : rank + 2]
-    n_own = end - first
-    first = min(first, len(c) - 1)  # at least one crystal
-    end = max(end, first + 1)
-    crystals = slice(first, end)
-    sites = slice(int(sizes[:first].sum()), int(sizes[:end].sum()))
-    own_noise = {}
-    for channel in CHANNELS:
-        own = crystals if channel.per == "crystal" else sites
-        own_noise[channel.name] = getattr(noise, channel.name)[own]
-    own_y = None if y is None else y[crystals]
-    return n_own, (c[crystals], t[crystals], Channels(**own_noise), own_y)
-
-# %% ../nbs/09_train.ipynb #09f20004
-class Objective(nn.Module):
-    "`weighted_loss` as the forward pass of a module, which `DistributedDataParallel` needs."
-
-    def __init__(self, model: Model, precision: str):
-        super().__init__()
-        self.model = model
-        self.precision = precision
-
-    def forward(self, *batch):  # arguments of `Model.losses`; returns what `weighted_loss` does
-        return weighted_loss(self.model, self.precision, batch)
-
-
-def train_shared_epoch(
-    state: RunState,  # changed in place, equal in all processes
-    objective,  # an Objective wrapped in DistributedDataParallel
-    data: Crystals,  # training set, on the model's device
-    y,  # (B,P) properties of the crystals, NaN where unknown; or None
-    epoch: int,  # number of the epoch, from 1
-    *,
-    process: Process,  # this process
-) -> dict:  # LOSS_NAMES -> mean over the crystals, equal in all processes
-    "`train_epoch` in several processes, each of which computes a part of every batch."
-    config = state.config
-    generator = epoch_generator(config.seed, epoch, data.G.device)
-    sums = torch.zeros(len(CHANNELS), device=data.G.device)
-    for index in stratified_batches(data.n, config.batch_size, generator):
-        index = index[index >= 0]
-        c = data[index]
-        t, noise = sample_time_and_noise(c, generator)
-        condition = None if y is None else drop_condition(y[index], generator)
-        n_own, part = shard_batch((c, t, noise, condition), process.rank, process.count)
-        loss, losses = objective(*part)
-        set_learning_rate(state.optimizers, state.learning_rate)
-        # the gradient is averaged over the processes: the factor makes it the mean over crystals
-        take_step(state, loss * (n_own * process.count / len(c)))
-        count_step(state)
-        sums += n_own * losses
-    distributed.all_reduce(sums)  # adds those of all processes
-    return mean_losses(state.model, sums / len(data))
-
-# %% ../nbs/09_train.ipynb #09f00002
-def padded_sizes(
-    sizes: Tensor,  # (B,) number of sites of each crystal of the data
-    batch_size: int,  # crystals in a batch, at most
-) -> tuple[int, int, int]:  # numbers of sites (one of them padding), messages and pairs of sites
-    "The most that a batch of `stratified_batches` can have, in any epoch."
-    n_batches = math.ceil(len(sizes) / batch_size)
-    largest = sizes.sort().values.flip(0)[::n_batches]  # crystal of each round, the last one first
-    messages = largest**2
-    pairs = largest * (largest - 1) // 2
-    return int(largest.sum()) + 1, int(messages.sum()), int(pairs.sum())
-
-
-def pad_batch(
-    c: Crystals,  # all of the data
-    sizes: Tensor,  # (B,) number of sites of each crystal of the data
-    index: Tensor,  # (M,) index of the batch's crystals in the data; -1: an empty place
-    n_sites: int,  # number of sites that the batch shall have
-) -> tuple[Crystals, Tensor, Tensor]:  # M+1 crystals; (M+1,) index in the data; (M+1,) weights
-    """Make a batch of a fixed shape; its last crystal is padding.
-
-    An empty place becomes a crystal without sites. The weights of real crystals sum to 1; the
-    others have weight 0. No number is read back from the GPU, which a recording forbids."""
-    is_real = index >= 0
-    which = torch.cat([index.clamp(min=0), index.new_zeros(1)])
-    own_sizes = torch.where(is_real, sizes[which[:-1]], 0)
-    padding = n_sites - own_sizes.sum(0, keepdim=True)
-    b, place = batch_index(torch.cat([own_sizes, padding]), n_sites)
-    first_site = sizes.cumsum(0) - sizes  # of each crystal, in the data
-    site = torch.where(b < len(index), first_site[which[b]] + place, 0)
-    weight = torch.cat([is_real.to(c.k.dtype) / is_real.sum(), c.k.new_zeros(1)])
-    return Crystals(c.G[which], c.k[which], b, c.x[site], c.a[site], c.S[site]), which, weight
-
-# %% ../nbs/09_train.ipynb #09f00005
-def record_cuda_graph(
-    step,  # function without arguments that always does the same with the same memory
-    generator: torch.Generator,  # from which the step draws
-):  # function without arguments that does the same, faster
-    "Record a step as a CUDA graph, after three ordinary steps that set up all memory it needs."
-    stream = (
-        torch.cuda.Stream()
-    )  # torch wants the steps before a recording on a stream of their own
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)  # each replay then draws new numbers
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-class RecordedEpoch:
-    """`train_epoch` on one GPU, where a step is recorded once and replayed for each batch.
-
-    Make it once for a run, then call it with the number of each epoch. A recorded step always
-    reads and writes the same memory: `index` and `sums` are changed in place, never replaced."""
-
-    def __init__(
-        self,
-        state: RunState,  # changed in place by each epoch
-        data: Crystals,  # training set, on the model's device
-        y,  # (B,P) properties of the crystals, NaN where unknown; or None
-        record=record_cuda_graph,  # (step, generator) -> function that replays the step
-    ):
-        self.state = state
-        self.data = data
-        self.y = y
-        self.sizes = data.n
-        self.n_sites, *self.message_sizes = padded_sizes(self.sizes, state.config.batch_size)
-        self.generator = torch.Generator(data.G.device)
-        self.index = self.batches()[0].clone()  # crystals of the next step; the first are any
-        self.sums = torch.zeros(len(CHANNELS), device=data.G.device)  # as in `train_epoch`
-        before = {name: v.detach().clone() for name, v in self.tensors().items()}
-        self.play = record(self.step, self.generator)
-        self.restore(before)
-
-    def batches(self):
-        "The batches of an epoch: indices of crystals, as from `stratified_batches`."
-        return stratified_batches(self.sizes, self.state.config.batch_size, self.generator)
-
-    def tensors(self):
-        """All weights and optimizer states that a step changes: a dict of tensors.
-
-        Keys are the name of a weight, or (optimizer, weight, entry of its state)."""
-        tensors = dict(self.state.model.named_parameters())
-        for i, optimizer in enumerate(self.state.optimizers):
-            for j, p in enumerate(optimizer.param_groups[0]["params"]):
-                tensors |= {(i, j, entry): v for entry, v in optimizer.state[p].items()}
-        return tensors
-
-    @torch.no_grad()
-    def restore(self, before):
-        "Put back the tensors from before the recording; optimizer states made since become 0."
-        for name, v in self.tensors().items():
-            if name in before:
-                v.copy_(before[name])
-            else:
-                v.zero_()
-
-    def step(self):
-        "One step on the crystals `index`: the part that is recorded."
-        state = self.state
-        c, which, weight = pad_batch(self.data, self.sizes, self.index, self.n_sites)
-        t, noise = sample_time_and_noise(c, self.generator)
-        condition = None if self.y is None else drop_condition(self.y[which], self.generator)
-        state.model.net.padded_sizes = self.message_sizes  # the network can't ask the GPU for them
-        batch = (c, t, noise, condition, weight)
-        loss, losses = weighted_loss(state.model, state.config.precision, batch)
-        take_step(state, loss)
-        state.model.net.padded_sizes = None
-        self.sums += (self.index >= 0).sum() * losses
-
-    def __call__(
-        self,
-        epoch: int,  # number of the epoch, from 1
-    ) -> dict:  # LOSS_NAMES -> mean over the crystals
-        "Train on every crystal once."
-        state = self.state
-        self.generator.manual_seed(epoch_seed(state.config.seed, epoch))
-        self.sums.zero_()
-        for index in self.batches():
-            self.index.copy_(index)
-            set_learning_rate(state.optimizers, state.learning_rate)
-            self.play()
-            count_step(state)
-        return mean_losses(state.model, self.sums / len(self.data))
-
-# %% ../nbs/09_train.ipynb #eea0bafc
-def evaluate_epoch(
-    state: RunState,
-    val: Crystals,  # validation set, on the model's device
-    eval_fn,  # (averaged model, prior) -> dict of numbers with a 'score'; or None
-    epoch: int,  # number of the epoch that was just trained
-) -> dict:  # columns of the log: val_... and eval_..., each only if it is time for them
-    "Validate and evaluate the averaged model, each if it is time for it. Saves the best model."
-    config = state.config
-    is_last = epoch == state.epochs
-    row = {}
-    if is_last or epoch % config.validate_every == 0:
-        losses = validate(state.ema, val, config.batch_size, config.precision)
-        row |= {f"val_{name}": v for name, v in losses.items()}
-    if eval_fn and (is_last or epoch % config.eval_every == 0):
-        numbers = eval_fn(state.ema, state.prior)
-        row |= {f"eval_{name}": float(v) for name, v in numbers.items()}
-        keep_best(state, row, epoch)
-    return row
-
-
-def keep_best(
-    state: RunState,  # its rows have the earlier scores
-    row: dict,  # with 'eval_score', the larger the better
-    epoch: int,  # number of the epoch
-):
-    "Save the averaged model if its score is the best so far. Raises ValueError without a score."
-    if "eval_score" not in row:
-        raise ValueError(
-            "eval_fn gave no 'score': let it return a dict of numbers in which 'score' is larger "
-            "for a better model."
-        )
-    score = row["eval_score"]
-    earlier = [r["eval_score"] for r in state.rows if "eval_score" in r]
-    if score > max(earlier, default=-math.inf):
-        meta = state.origin | dict(epoch=epoch, score=score)
-        save_model(state.run_dir / "best.safetensors", state.ema, state.prior, meta=meta)
-
-
-def print_progress(
-    row: dict,  # row of the log, and 'left': seconds until the session ends
-):
-    "Print a line for an epoch: losses, score if there is one, and the time left."
-    words = [f"epoch {row['epoch']}"]
-    words += [f"{name} {row[f'train_{name}']:.3f}" for name in LOSS_NAMES]
-    if "val_loss" in row:
-        words.append(f"val {row['val_loss']:.3f}")
-    if "eval_score" in row:
-        words.append(f"score {row['eval_score']:.3f}")
-    words.append(f"{row['left'] / 60:.1f} min left")
-    print("  ".join(words), flush=True)
 
 # %% ../nbs/09_train.ipynb #09f20009
 class Session:
@@ -1131,7 +924,7 @@ def start_or_resume(
         resume(state, checkpoint)
     return state
 
-
+# %% ../nbs/09_train.ipynb #6c8a216d
 def epoch_function(
     state: RunState,  # changed in place by each epoch
     data: Crystals,  # training set, on the model's device
@@ -1149,7 +942,7 @@ def epoch_function(
         return RecordedEpoch(state, data, y)
     return partial(train_epoch, state, data, y)
 
-
+# %% ../nbs/09_train.ipynb #832625df
 def next_row(
     state: RunState,  # changed in place; the row is not yet in state.rows
     one_epoch,  # of `epoch_function`
@@ -1202,6 +995,213 @@ def train(
             session.end_epoch(row)
     return state.ema.eval()
 
+# %% ../nbs/09_train.ipynb #19a5d507
+def shard_limits(
+    sizes: Tensor,  # (B,) number of sites of the crystals of a batch, on the CPU
+    count: int,  # number of processes
+) -> list:  # count + 1 limits: process r computes crystals limits[r] to limits[r + 1] - 1
+    "Where to cut a batch so that the parts have about the same number of messages."
+    messages_up_to = (sizes.double() ** 2).cumsum(0)  # each crystal, inclusive
+    fractions = torch.arange(1, count, dtype=torch.double) / count
+    cuts = torch.searchsorted(messages_up_to, messages_up_to[-1] * fractions, right=True)
+    return [0, *cuts.tolist(), len(sizes)]
+
+# %% ../nbs/09_train.ipynb #eaa5a6f4
+def shard_batch(
+    batch: tuple,  # crystals, times, noise, and properties or None
+    rank: int,  # number of the process that computes the part
+    count: int,  # number of processes
+) -> tuple:  # (n_own, part): how many crystals the process has, maybe 0; a tuple like the batch
+    """Cut out the part of a batch that one process computes.
+
+    If the process has no crystals, the part has one nevertheless, to be given weight 0: every
+    process must compute a gradient."""
+    c, t, noise, y = batch
+    sizes = c.n.cpu()
+    first, end = shard_limits(sizes, count)[rank : rank + 2]
+    n_own = end - first
+    first = min(first, len(c) - 1)  # at least one crystal
+    end = max(end, first + 1)
+    crystals = slice(first, end)
+    sites = slice(int(sizes[:first].sum()), int(sizes[:end].sum()))
+    own_noise = {}
+    for channel in CHANNELS:
+        own = crystals if channel.per == "crystal" else sites
+        own_noise[channel.name] = getattr(noise, channel.name)[own]
+    own_y = None if y is None else y[crystals]
+    return n_own, (c[crystals], t[crystals], Channels(**own_noise), own_y)
+
+# %% ../nbs/09_train.ipynb #09f20004
+class Objective(nn.Module):
+    "`weighted_loss` as the forward pass of a module, which `DistributedDataParallel` needs."
+
+    def __init__(self, model: Model, precision: str):
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, *batch):  # arguments of `Model.losses`; returns what `weighted_loss` does
+        return weighted_loss(self.model, self.precision, batch)
+
+# %% ../nbs/09_train.ipynb #b8880f63
+def train_shared_epoch(
+    state: RunState,  # changed in place, equal in all processes
+    objective,  # an Objective wrapped in DistributedDataParallel
+    data: Crystals,  # training set, on the model's device
+    y,  # (B,P) properties of the crystals, NaN where unknown; or None
+    epoch: int,  # number of the epoch, from 1
+    *,
+    process: Process,  # this process
+) -> dict:  # LOSS_NAMES -> mean over the crystals, equal in all processes
+    "`train_epoch` in several processes, each of which computes a part of every batch."
+    config = state.config
+    generator = epoch_generator(config.seed, epoch, data.G.device)
+    sums = torch.zeros(len(CHANNELS), device=data.G.device)
+    for index in stratified_batches(data.n, config.batch_size, generator):
+        index = index[index >= 0]
+        c = data[index]
+        t, noise = sample_time_and_noise(c, generator)
+        condition = None if y is None else drop_condition(y[index], generator)
+        n_own, part = shard_batch((c, t, noise, condition), process.rank, process.count)
+        loss, losses = objective(*part)
+        set_learning_rate(state.optimizers, state.learning_rate)
+        # the gradient is averaged over the processes: the factor makes it the mean over crystals
+        take_step(state, loss * (n_own * process.count / len(c)))
+        count_step(state)
+        sums += n_own * losses
+    distributed.all_reduce(sums)  # adds those of all processes
+    return mean_losses(state.model, sums / len(data))
+
+# %% ../nbs/09_train.ipynb #09f00002
+def padded_sizes(
+    sizes: Tensor,  # (B,) number of sites of each crystal of the data
+    batch_size: int,  # crystals in a batch, at most
+) -> tuple[int, int, int]:  # numbers of sites (one of them padding), messages and pairs of sites
+    "The most that a batch of `stratified_batches` can have, in any epoch."
+    n_batches = math.ceil(len(sizes) / batch_size)
+    largest = sizes.sort().values.flip(0)[::n_batches]  # crystal of each round, the last one first
+    messages = largest**2
+    pairs = largest * (largest - 1) // 2
+    return int(largest.sum()) + 1, int(messages.sum()), int(pairs.sum())
+
+# %% ../nbs/09_train.ipynb #ced33c14
+def pad_batch(
+    c: Crystals,  # all of the data
+    sizes: Tensor,  # (B,) number of sites of each crystal of the data
+    index: Tensor,  # (M,) index of the batch's crystals in the data; -1: an empty place
+    n_sites: int,  # number of sites that the batch shall have
+) -> tuple[Crystals, Tensor, Tensor]:  # M+1 crystals; (M+1,) index in the data; (M+1,) weights
+    """Make a batch of a fixed shape; its last crystal is padding.
+
+    An empty place becomes a crystal without sites. The weights of real crystals sum to 1; the
+    others have weight 0. No number is read back from the GPU, which a recording forbids."""
+    is_real = index >= 0
+    which = torch.cat([index.clamp(min=0), index.new_zeros(1)])
+    own_sizes = torch.where(is_real, sizes[which[:-1]], 0)
+    padding = n_sites - own_sizes.sum(0, keepdim=True)
+    b, place = batch_index(torch.cat([own_sizes, padding]), n_sites)
+    first_site = sizes.cumsum(0) - sizes  # of each crystal, in the data
+    site = torch.where(b < len(index), first_site[which[b]] + place, 0)
+    weight = torch.cat([is_real.to(c.k.dtype) / is_real.sum(), c.k.new_zeros(1)])
+    return Crystals(c.G[which], c.k[which], b, c.x[site], c.a[site], c.S[site]), which, weight
+
+# %% ../nbs/09_train.ipynb #09f00005
+def record_cuda_graph(
+    step,  # function without arguments that always does the same with the same memory
+    generator: torch.Generator,  # from which the step draws
+):  # function without arguments that does the same, faster
+    "Record a step as a CUDA graph, after three ordinary steps that set up all memory it needs."
+    stream = (
+        torch.cuda.Stream()
+    )  # torch wants the steps before a recording on a stream of their own
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)  # each replay then draws new numbers
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+# %% ../nbs/09_train.ipynb #b1bc55bf
+class RecordedEpoch:
+    """`train_epoch` on one GPU, where a step is recorded once and replayed for each batch.
+
+    Make it once for a run, then call it with the number of each epoch. A recorded step always
+    reads and writes the same memory: `index` and `sums` are changed in place, never replaced."""
+
+    def __init__(
+        self,
+        state: RunState,  # changed in place by each epoch
+        data: Crystals,  # training set, on the model's device
+        y,  # (B,P) properties of the crystals, NaN where unknown; or None
+        record=record_cuda_graph,  # (step, generator) -> function that replays the step
+    ):
+        self.state = state
+        self.data = data
+        self.y = y
+        self.sizes = data.n
+        self.n_sites, *self.message_sizes = padded_sizes(self.sizes, state.config.batch_size)
+        self.generator = torch.Generator(data.G.device)
+        self.index = self.batches()[0].clone()  # crystals of the next step; the first are any
+        self.sums = torch.zeros(len(CHANNELS), device=data.G.device)  # as in `train_epoch`
+        before = {name: v.detach().clone() for name, v in self.tensors().items()}
+        self.play = record(self.step, self.generator)
+        self.restore(before)
+
+    def batches(self):
+        "The batches of an epoch: indices of crystals, as from `stratified_batches`."
+        return stratified_batches(self.sizes, self.state.config.batch_size, self.generator)
+
+    def tensors(self):
+        """All weights and optimizer states that a step changes: a dict of tensors.
+
+        Keys are the name of a weight, or (optimizer, weight, entry of its state)."""
+        tensors = dict(self.state.model.named_parameters())
+        for i, optimizer in enumerate(self.state.optimizers):
+            for j, p in enumerate(optimizer.param_groups[0]["params"]):
+                tensors |= {(i, j, entry): v for entry, v in optimizer.state[p].items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, before):
+        "Put back the tensors from before the recording; optimizer states made since become 0."
+        for name, v in self.tensors().items():
+            if name in before:
+                v.copy_(before[name])
+            else:
+                v.zero_()
+
+    def step(self):
+        "One step on the crystals `index`: the part that is recorded."
+        state = self.state
+        c, which, weight = pad_batch(self.data, self.sizes, self.index, self.n_sites)
+        t, noise = sample_time_and_noise(c, self.generator)
+        condition = None if self.y is None else drop_condition(self.y[which], self.generator)
+        state.model.net.padded_sizes = self.message_sizes  # the network can't ask the GPU for them
+        batch = (c, t, noise, condition, weight)
+        loss, losses = weighted_loss(state.model, state.config.precision, batch)
+        take_step(state, loss)
+        state.model.net.padded_sizes = None
+        self.sums += (self.index >= 0).sum() * losses
+
+    def __call__(
+        self,
+        epoch: int,  # number of the epoch, from 1
+    ) -> dict:  # LOSS_NAMES -> mean over the crystals
+        "Train on every crystal once."
+        state = self.state
+        self.generator.manual_seed(epoch_seed(state.config.seed, epoch))
+        self.sums.zero_()
+        for index in self.batches():
+            self.index.copy_(index)
+            set_learning_rate(state.optimizers, state.learning_rate)
+            self.play()
+            count_step(state)
+        return mean_losses(state.model, self.sums / len(self.data))
+
 # %% ../nbs/09_train.ipynb #09f20010
 def check_parameters(
     before,  # set(globals()) just before the parameters cell
@@ -1225,7 +1225,7 @@ def check_parameters(
             raise ValueError(f"Parameter {name} is {after[name]!r}: give {least[name]} at least.")
     return {name: after[name] for name in types}
 
-
+# %% ../nbs/09_train.ipynb #7afd35e3
 def _as_type(name, value, kind):
     "The value as `kind`, also made from a whole number. Raises ValueError for any other type."
     if kind is str and type(value) is int:
