@@ -157,3 +157,12 @@ def test_answers_to_the_exercises_run_by_themselves_and_are_right(path, tmp_path
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_minimal_model_fits_on_a_page():
+    "At most 200 lines of code that aren't blank, and nothing of the package's own model."
+    code = [source for kind, source in cells(ROOT / "nbs" / "33_minimal.ipynb") if kind == "code"]
+    lines = [line for line in "\n".join(code).splitlines() if line.strip()]
+    assert len(lines) <= 200
+    before_checks = "\n".join(code).split("from symmbfn import continuous")[0]
+    assert not re.search(r"symmbfn[. ]+(import )?(net|model|train|sample)\b", before_checks)

@@ -4,6 +4,7 @@ A block that cannot be run here, since it installs something or takes minutes, c
 that says why and that the page doesn't show: `<!-- not run: five minutes -->`.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
+TOUR = README.parent / "nbs" / "index.ipynb"
 BLOCK = re.compile(
     r"(?P<comment><!-- not run:.*?-->\s*)?```(?P<language>python|sh)\n(?P<code>.*?)\n```", re.DOTALL
 )
@@ -50,3 +52,23 @@ def test_example_runs_as_it_stands(language, code, tmp_path):
 
 def test_there_are_examples_in_both_languages():
     assert {language for language, _ in examples()} == {"python", "sh"}
+
+
+def python_examples():
+    "Pairs of the code of a Python block and what README says it prints: None if it says nothing."
+    text = README.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)\n```\n(?:\n```\n(.*?)\n```)?", text, re.DOTALL)
+    return [(code, output or None) for code, output in blocks]
+
+
+def test_python_examples_are_cells_of_the_tour_with_the_same_output():
+    page = json.loads(TOUR.read_text(encoding="utf-8"))
+    cells = {}
+    for cell in page["cells"]:
+        if cell["cell_type"] == "code":
+            printed = [output.get("text", "") for output in cell["outputs"]]
+            cells["".join(cell["source"])] = "".join("".join(text) for text in printed)
+    for code, output in python_examples():
+        assert code in cells, code
+        assert output is None or cells[code].strip("\n") == output, code
+    assert len(python_examples()) >= 2
