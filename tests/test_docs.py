@@ -144,9 +144,9 @@ for code in json.load(sys.stdin):
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_answers_to_the_exercises_run_by_themselves_and_are_right(path, tmp_path):
-    "Each in a namespace of its own, with an assertion that checks the answer."
+    "Three or more, each in a namespace of its own, with an assertion that checks the answer."
     blocks = answers(path)
-    assert all("assert" in block for block in blocks)
+    assert len(blocks) >= 3 and all("assert" in block for block in blocks)
     done = subprocess.run(
         [sys.executable, "-c", RUN_EACH],
         input=json.dumps(blocks),
