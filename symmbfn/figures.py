@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'BOXES', 'STEPS', 'PANELS', 'HALF_BOX', 'EYE_DISTANCE', 'LIGHT', 'CORNERS',
            'ANGLES', 'CIRCLE', 'BALL_LAYERS', 'EDGES', 'STICK_RADIUS', 'EDGE_RADIUS', 'EDGE_COLOUR', 'NOBLE_GASES',
-           'ROW_EDGES', 'HISTOGRAMS', 'LOSS_TITLES', 'style', 'figure', 'compact', 'Box', 'Step', 'overview',
+           'ROW_EDGES', 'LABELS', 'HISTOGRAMS', 'LOSS_TITLES', 'style', 'figure', 'compact', 'Box', 'Step', 'overview',
            'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius', 'site_elements', 'find_bonds',
            'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick', 'cut_at_balls', 'scene_pieces',
-           'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell', 'periodic_table', 'Histogram',
-           'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'live_progress']
+           'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell', 'periodic_table', 'difference_table',
+           'Histogram', 'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'live_progress']
 
 # %% ../nbs/17_figures.ipynb #074f4f24
 import csv
@@ -58,7 +58,7 @@ STYLE = {
     "legend.frameon": False,
 }
 
-
+# %% ../nbs/17_figures.ipynb #72e96310
 def style():
     "The context in which every figure here is made; also a decorator."
     return mpl.rc_context(STYLE)
@@ -253,7 +253,7 @@ def element_colour(symbol: str) -> np.ndarray:  # (3,) red, green and blue in 0 
     brightness = rgb @ [0.3, 0.59, 0.11]
     return 0.97 * (0.8 * rgb + 0.2 * brightness)
 
-
+# %% ../nbs/17_figures.ipynb #126adcb2
 def covalent_radius(symbol: str) -> float:  # Å
     "An element's covalent radius; 1.5 if it has none."
     return _element_tables()[1].get(symbol, 1.5)
@@ -337,7 +337,7 @@ class Piece:
     polygons: np.ndarray  # (layers,CORNERS,2) on the page
     colours: np.ndarray  # (layers,3)
 
-
+# %% ../nbs/17_figures.ipynb #41206caf
 def shade(
     rgb,  # (3,)
     u,  # (layers,) from the rim, 0, to the highlight, 1
@@ -350,7 +350,7 @@ def shade(
     colours[0] = 0.3 * rgb
     return colours + (1 - colours) * 0.3 * np.clip(0.5 - height / 2, 0, 1)
 
-
+# %% ../nbs/17_figures.ipynb #ac383694
 def ball(
     centre,  # (3,) in the viewer's frame
     radius,  # in sizes of the cell
@@ -400,7 +400,7 @@ def _unit_cube_edges():
 
 EDGES = _unit_cube_edges()
 
-
+# %% ../nbs/17_figures.ipynb #2179399e
 def cut_at_balls(
     p,  # (3,) one end
     q,  # (3,) the other end
@@ -450,7 +450,7 @@ def scene_pieces(
     edges = [stick(p, q, EDGE_RADIUS, EDGE_COLOUR / 0.3, layers=1) for p, q in lines[~hidden]]
     return sorted(balls + sticks + edges, key=lambda piece: piece.height)
 
-
+# %% ../nbs/17_figures.ipynb #9aaa474e
 def _half_bonds(positions, inner, colours, bonds, radius):
     "Two sticks for each bond: each begins at its ball, in its colour, and ends in the middle."
     sticks = []
@@ -514,7 +514,7 @@ def draw_crystal(
     ax.text(0.5, -0.24, caption, size=8, color=GREY, **centred)
     return ax
 
-
+# %% ../nbs/17_figures.ipynb #d5334026
 def _paint(ax, pieces):
     "All polygons as one collection, in the middle of square axes."
     polygons = np.concatenate([piece.polygons for piece in pieces])
@@ -526,7 +526,7 @@ def _paint(ax, pieces):
     ax.set_aspect("equal")
     ax.axis("off")
 
-
+# %% ../nbs/17_figures.ipynb #7755f9c0
 def _element_legend(ax, structure):
     elements = [element.symbol for element in sorted(structure.composition.elements)]
     handles = []
@@ -578,7 +578,7 @@ def gallery(
         draw_crystal(structure, ax, title, caption)
     return fig
 
-
+# %% ../nbs/17_figures.ipynb #4f395f5d
 def _one_each(name, words, n, default):
     "As many titles or captions as structures. Raises ValueError if there are others."
     words = [default] * n if words is None else list(words)
@@ -607,6 +607,30 @@ def table_cell(
 ROW_EDGES = np.array([0, 1, 2, 3, 4, 5, 6, 7, 7.4, 8.4, 9.4])  # with a gap above lanthanum
 
 
+def _drawn_row(Z):
+    "Which interval of ROW_EDGES an element is in: the gap is the eighth."
+    row, _ = table_cell(Z)
+    return row if row > 7 else row - 1
+
+
+def _table_grid(ax, values, cmap, norm):
+    "Coloured cells of all elements; values (119,) by atomic number."
+    cells = np.full((10, 18), np.nan)
+    for Z in range(1, 119):
+        cells[_drawn_row(Z), table_cell(Z)[1] - 1] = values[Z]
+    grid = dict(cmap=cmap, norm=norm, edgecolors="white", linewidth=0.8)
+    mesh = ax.pcolormesh(np.arange(19), ROW_EDGES, np.ma.masked_invalid(cells), **grid)
+    ax.set(xlim=(0, 18), ylim=(9.4, 0), aspect="equal")
+    ax.axis("off")
+    return mesh
+
+
+def _write_in_cell(ax, Z, words, **look):
+    row, (_, column) = _drawn_row(Z), table_cell(Z)
+    middle = ROW_EDGES[row : row + 2].mean()
+    ax.text(column - 0.5, middle, words, ha="center", va="center", **look)
+
+# %% ../nbs/17_figures.ipynb #9426c371
 @style()
 def periodic_table(
     values,  # dict: atomic number -> value
@@ -618,31 +642,23 @@ def periodic_table(
     ax = figure(figsize=(6.4, 3.4), layout="constrained").add_subplot() if ax is None else ax
     top = top or max(values.values(), default=0) or 1
     norm = mpl.colors.PowerNorm(0.5, 0, top)
-    cells = np.full((10, 18), np.nan)
-    for Z in range(1, 119):
-        row, column = table_cell(Z)
-        row = row if row > 7 else row - 1
-        value = values.get(Z, 0)
-        cells[row, column - 1] = value or -1  # below the scale: pale
-        _write_symbol(ax, Z, (column - 0.5, ROW_EDGES[row : row + 2].mean()), norm(value))
     cmap = mpl.colormaps["YlGnBu"].with_extremes(under="#F1F1F1")
-    grid = dict(cmap=cmap, norm=norm, edgecolors="white", linewidth=0.8)
-    mesh = ax.pcolormesh(np.arange(19), ROW_EDGES, np.ma.masked_invalid(cells), **grid)
-    ax.set(xlim=(0, 18), ylim=(9.4, 0), aspect="equal")
-    ax.axis("off")
+    pale = [values.get(Z, 0) or -1 for Z in range(119)]  # no value: below the scale
+    mesh = _table_grid(ax, pale, cmap, norm)
+    for Z in range(1, 119):
+        _write_symbol(ax, Z, norm(values.get(Z, 0)))
     _table_scale(ax, mesh, label)
     return ax
 
-
-def _write_symbol(ax, Z, place, darkness):
+# %% ../nbs/17_figures.ipynb #b68f8a57
+def _write_symbol(ax, Z, darkness):
     "An element's symbol, legible on its cell."
     from pymatgen.core import Element
 
     colour = "#222222" if darkness > 0 else "#9A9DA3"
     if darkness > 0.55:
         colour = "white"
-    symbol = Element.from_Z(Z).symbol
-    ax.text(*place, symbol, ha="center", va="center", size=5.5, color=colour)
+    _write_in_cell(ax, Z, Element.from_Z(Z).symbol, size=5.5, color=colour)
 
 
 def _table_scale(ax, mesh, label):
@@ -653,6 +669,34 @@ def _table_scale(ax, mesh, label):
     bar.set_label(label, labelpad=2)
     bar.ax.tick_params(labelsize=6, length=2, pad=1)
     bar.outline.set_visible(False)
+
+# %% ../nbs/17_figures.ipynb #48d977e8
+LABELS = 8  # how many differences are written out
+
+
+@style()
+def difference_table(
+    generated,  # (n,) atomic numbers, one a site
+    data,  # (m,) the same
+    ax=None,  # matplotlib Axes; a new figure if None
+):  # the Axes
+    "Share of each element in what was generated minus its share in the data, percentage points."
+    from pymatgen.core import Element
+
+    ax = figure(figsize=(6.4, 3.4), layout="constrained").add_subplot() if ax is None else ax
+    points = 100 * (class_shares(generated, 119) - class_shares(data, 119))
+    top = np.abs(points).max() or 1
+    cmap = mpl.colors.LinearSegmentedColormap.from_list("", [ORANGE, "#F4F4F4", BLUE])
+    mesh = _table_grid(ax, points, cmap, mpl.colors.Normalize(-top, top))
+    largest = np.argsort(-np.abs(points), kind="stable")[:LABELS]
+    for Z in range(1, 119):
+        symbol, look = Element.from_Z(Z).symbol, dict(size=6.5, color="#222222")
+        if Z in largest and points[Z]:
+            symbol = f"{symbol}\n{points[Z]:+.1f}".replace("-", "−")
+            look["color"] = "white" if points[Z] > 0.6 * top else "#222222"
+        _write_in_cell(ax, Z, symbol, **look)
+    _table_scale(ax, mesh, "difference, percentage points")
+    return ax
 
 # %% ../nbs/17_figures.ipynb #ec4dd2ae
 def _title(ax, what, distance):
@@ -715,7 +759,7 @@ HISTOGRAMS = {
     "atoms": Histogram("Atoms", "atoms in the primitive cell", whole=True),
 }
 
-
+# %% ../nbs/17_figures.ipynb #b0fc8a61
 def _histogram_panel(ax, generated, data, names, histogram):
     top = max(1.25 * data.max(), np.quantile(generated, 0.9))
     step, start = top / 40, 0.0
@@ -731,38 +775,61 @@ def _histogram_panel(ax, generated, data, names, histogram):
     ax.xaxis.get_major_locator().set_params(integer=histogram.whole)
     _title(ax, histogram.title, f"Wasserstein {wasserstein(generated, data):.3g}")
 
-# %% ../nbs/17_figures.ipynb #b0fc8a61
+# %% ../nbs/17_figures.ipynb #4ef5547a
 @style()
 def plot_distributions(
     generated: dict,  # of `crystal_statistics`, or some of its columns
     data: dict,  # the same
     names=("generated", "data"),
+    difference=False,  # of elements: one table of differences, not two tables of shares
 ):  # the figure
     """Generated crystals against data: a panel for each column that both have.
 
     Raises ValueError for a value that is missing, not finite or out of its range."""
     a, b = _checked_columns(generated, names[0]), _checked_columns(data, names[1])
-    histograms = [key for key in HISTOGRAMS if key in a and key in b]
-    rows = [key for key in ("G", "Z") if key in a and key in b]
-    if histograms:
+    rows = _shared_rows(a, b, names)
+    heights = [4.0 if row == "Z" and difference else 2.8 for row in rows]
+    fig = figure(figsize=(10, sum(heights)), layout="constrained")
+    parts = fig.subfigures(len(rows), 1, height_ratios=heights)
+    draw_elements = _difference_panel if difference else _element_panels
+    for row, part in zip(rows, np.atleast_1d(parts)):
+        if row == "G":
+            left, right = part.subplots(1, 2, width_ratios=(1, 2.4))
+            _systems_panel(left, a["G"], b["G"], names)
+            _groups_panel(right, a["G"], b["G"], names)
+        elif row == "Z":
+            draw_elements(part, a["Z"], b["Z"], names)
+        else:
+            _histogram_panels(part, a, b, names)
+    return fig
+
+# %% ../nbs/17_figures.ipynb #11ca509d
+def _shared_rows(a, b, names):
+    "The rows of the figure: what both sides know. Raises ValueError if that is nothing."
+    shared = a.keys() & b.keys()
+    rows = [key for key in ("G", "Z") if key in shared]
+    if shared & HISTOGRAMS.keys():
         rows.append("histograms")
     if not rows:
         raise ValueError(
             f"{names[0]} and {names[1]} share no column: "
             f"give each some of G, Z, {', '.join(HISTOGRAMS)}."
         )
-    fig = figure(figsize=(10, 2.8 * len(rows)), layout="constrained")
-    for row, part in zip(rows, np.atleast_1d(fig.subfigures(len(rows), 1))):
-        if row == "G":
-            left, right = part.subplots(1, 2, width_ratios=(1, 2.4))
-            _systems_panel(left, a["G"], b["G"], names)
-            _groups_panel(right, a["G"], b["G"], names)
-        elif row == "Z":
-            _element_panels(part, a["Z"], b["Z"], names)
-        else:
-            for ax, key in zip(np.atleast_1d(part.subplots(1, len(histograms))), histograms):
-                _histogram_panel(ax, a[key], b[key], names, HISTOGRAMS[key])
-    return fig
+    return rows
+
+
+def _histogram_panels(fig, a, b, names):
+    "Histograms of all numbers that both sides have."
+    keys = [key for key in HISTOGRAMS if key in a and key in b]
+    for ax, key in zip(np.atleast_1d(fig.subplots(1, len(keys))), keys):
+        _histogram_panel(ax, a[key], b[key], names, HISTOGRAMS[key])
+
+
+def _difference_panel(fig, generated, data, names):
+    "One periodic table of differences."
+    ax = difference_table(generated, data, fig.subplots())
+    distance = f"total variation {total_variation(generated, data):.3f}"
+    _title(ax, f"Elements, {names[0]} minus {names[1]}", distance)
 
 # %% ../nbs/17_figures.ipynb #17f00005
 def _element_panels(fig, generated, data, names):
@@ -811,7 +878,7 @@ def read_log(
         )
     return columns
 
-
+# %% ../nbs/17_figures.ipynb #2d4e161c
 def _number(cell):
     "A cell of the log as a number; NaN where it is empty or missing."
     return np.nan if cell in (None, "") else float(cell)
@@ -835,7 +902,7 @@ LOSS_TITLES = {
     "S": "Site symmetry S",
 }
 
-
+# %% ../nbs/17_figures.ipynb #82ae477f
 @style()
 def plot_losses(
     log,  # path of log.csv, or a dict of columns: step, train_loss, train_k, ..., val_loss, ...
@@ -860,7 +927,7 @@ def plot_losses(
     fig.axes[0].legend()
     return fig
 
-
+# %% ../nbs/17_figures.ipynb #8e97a813
 def _logged(log, column):
     "Steps and values of a column where it has a value."
     values = log.get(column, np.full(len(log["step"]), np.nan))
@@ -905,7 +972,7 @@ def live_progress(
 
     return report
 
-
+# %% ../nbs/17_figures.ipynb #5d2a903c
 def _replace_figure(file, fig):
     "Write a figure beside the file first, so that nobody ever sees half of one."
     part = file.with_suffix(".part")
