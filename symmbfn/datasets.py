@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# %% ../nbs/14_datasets.ipynb #573a072e
 from .core import concat, whole_number
 from symmbfn.data import (
     Dataset,
@@ -106,7 +107,7 @@ def check_workers(
     workers = None if workers is None else whole_number("workers", workers)
     return workers if multiprocessing.parent_process() is None else 1
 
-
+# %% ../nbs/14_datasets.ipynb #17b38b38
 def _standardize_all(
     sources: list,  # as for `parse_structure`
     symprec,  # distance within which atoms count as equivalent, Angstrom
@@ -132,7 +133,7 @@ def _standardize_all(
             "try again with workers=1."
         ) from e
 
-
+# %% ../nbs/14_datasets.ipynb #a606f415
 def _check_record(
     record,  # StandardCell, or the reason why there is none
 ):  # the record, or the reason why it cannot be assembled
@@ -170,7 +171,7 @@ def summarize_bad(
     parts = [f"{count} left out: {reason}" for reason, count in reasons.most_common()]
     return "; ".join([f"{title}: {n - len(bad)} of {n} crystals are used", *parts])
 
-
+# %% ../nbs/14_datasets.ipynb #55e2321d
 def encode_sources(
     found: Sources,  # what `read_sources` returns
     title="crystals",  # what the progress bar and error messages call them
@@ -212,7 +213,7 @@ def cache_folder() -> Path:
     except RuntimeError:
         return Path(tempfile.gettempdir()) / "symmbfn"
 
-
+# %% ../nbs/14_datasets.ipynb #0035ce41
 @contextmanager
 def whole_file(
     path,  # file that is to be written or replaced
@@ -241,7 +242,7 @@ def whole_text(
     ):
         yield file
 
-
+# %% ../nbs/14_datasets.ipynb #00478fa7
 def _as_text(
     source,  # as for `parse_structure`
 ) -> str:
@@ -267,7 +268,7 @@ def content_digest(
         sha.update(_as_text(source).encode(errors="replace") + b"\0")
     return sha.hexdigest()[:16]
 
-
+# %% ../nbs/14_datasets.ipynb #ae63002d
 def _write_cache(
     path: Path,  # .safetensors file to write
     data: Dataset,
@@ -292,7 +293,7 @@ def _write_cache(
         return summary
     return listed
 
-
+# %% ../nbs/14_datasets.ipynb #c4e0e4e7
 def _read_cache(
     path: Path,
 ) -> tuple:  # Dataset; str: its summary. Both are None if there is no cache that can be read
@@ -315,7 +316,7 @@ def _print(
     except UnicodeEncodeError:
         print(text.encode("ascii", "backslashreplace").decode())
 
-
+# %% ../nbs/14_datasets.ipynb #c4e0a89d
 def _check_names(
     found: Sources,
     title,  # what the error message calls them
@@ -329,7 +330,7 @@ def _check_names(
             "give each crystal one of its own, or leave that column out."
         )
 
-
+# %% ../nbs/14_datasets.ipynb #b672060d
 def encode_source(
     source,  # whatever `read_sources` takes, such as the path of a file or folder
     *,
@@ -380,7 +381,7 @@ def random_split(
     parts = order.split([len(data) - 2 * held_out, held_out, held_out])
     return {split: data[part.sort().values] for split, part in zip(SPLITS, parts)}
 
-
+# %% ../nbs/14_datasets.ipynb #1aa336c3
 def find_splits(
     source,  # whatever `read_sources` takes, or dict: 'train', 'val', 'test' -> such a source
 ):  # such a dict, in the order of SPLITS; None for a source without splits
@@ -401,7 +402,7 @@ def find_splits(
         )
     return {split: splits[split] for split in SPLITS if split in splits}
 
-
+# %% ../nbs/14_datasets.ipynb #209f8f36
 def load_data(
     source="mp20",  # 'mp20'; whatever `read_sources` takes; or dict: 'train', 'val', 'test' -> such
     *,
@@ -439,7 +440,7 @@ MP20_ABOUT = dict(  # kept in the shipped file
     "scaled to MP-20's volume",
 )
 
-
+# %% ../nbs/14_datasets.ipynb #29825ccb
 def blob_id(
     content: bytes,  # of a file
 ) -> str:  # 40 hexadecimal digits
@@ -469,7 +470,7 @@ def fetch(
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
 
-
+# %% ../nbs/14_datasets.ipynb #1fcfa350
 def mp20_file(
     split,  # 'train', 'val' or 'test'
 ) -> Path:
@@ -507,7 +508,7 @@ def encode_mp20(
         sets[split] = data
     return sets
 
-
+# %% ../nbs/14_datasets.ipynb #affb71a0
 def write_mp20(
     path,  # file to write
     sets: dict,  # 'train', 'val', 'test' -> Dataset, in this order
@@ -537,7 +538,7 @@ def _gzipped_rows(path) -> list:  # of dicts: column -> text
     with gzip.open(path, "rt", newline="") as f:
         return list(csv.DictReader(f))
 
-
+# %% ../nbs/14_datasets.ipynb #910d7e80
 def write_hull(
     path,  # file to write
     folder,  # folder with entries.csv.gz and known_hull_energies.csv.gz
@@ -554,7 +555,7 @@ def write_hull(
     with whole_file(path) as unfinished:
         unfinished.write_bytes(gzip.compress(text.getvalue().encode(), 9, mtime=0))
 
-
+# %% ../nbs/14_datasets.ipynb #bd7a9c94
 def write_fingerprints(
     path,  # file to write
     **fingerprints,  # structure (m,61) and composition (m,132) of the test set, in its order
