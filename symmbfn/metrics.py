@@ -48,7 +48,7 @@ def is_degenerate(
     # so written, a cell with a length that is not a number is degenerate too
     return not (MIN_PLANE_DISTANCE * face_areas.max() < volume < MAX_VOLUME)
 
-
+# %% ../nbs/15_metrics.ipynb #e2b6aaa3
 NEIGHBOUR_RADIUS = 6.0  # Angstrom: as far as CHGNet looks
 MAX_NEIGHBOURS = 1000  # atoms within NEIGHBOUR_RADIUS; in MP-20's densest crystal there are 157
 MAX_LATTICE_POINTS = 20_000  # within the length of the longest edge; in MP-20 at most 1,020
@@ -61,7 +61,7 @@ def sphere_volume(
     "Compute the volume of a sphere."
     return 4 / 3 * math.pi * radius**3
 
-
+# %% ../nbs/15_metrics.ipynb #c5185a02
 def beyond_limits(
     structure,  # pymatgen Structure
     max_neighbours=MAX_NEIGHBOURS,  # inf where the density doesn't matter
@@ -85,7 +85,7 @@ def beyond_limits(
         return f"the cell is too long for its width: its edges are {lengths} Angstrom"
     return ""
 
-
+# %% ../nbs/15_metrics.ipynb #ab519ca9
 def nearest_image_distances(
     structure,  # pymatgen Structure of n atoms
 ) -> np.ndarray:  # (n,n) Angstrom
@@ -108,7 +108,7 @@ def shortest_distance(
     distances = structure.get_neighbor_list(NEIGHBOUR_CUTOFF)[3]
     return min(distances, default=NEIGHBOUR_CUTOFF)
 
-
+# %% ../nbs/15_metrics.ipynb #b6d4b7e5
 def symmetry_dataset(
     structure,  # pymatgen Structure
     symprec,  # Angstrom: how far an atom may be from its symmetric place
@@ -167,7 +167,7 @@ def oxidation_states(
         except (KeyError, NameError):  # it knows the elements up to 103
             return (), None
 
-
+# %% ../nbs/15_metrics.ipynb #19c714c7
 def charge_balanced(
     composition,  # pymatgen Composition
 ) -> bool:
@@ -187,7 +187,7 @@ def charge_balanced(
         return False
     return any(_is_neutral(ions, negativity) for *_, negativity in ions)
 
-
+# %% ../nbs/15_metrics.ipynb #6e694c54
 def _is_neutral(
     ions,  # list of (number of atoms, oxidation states, electronegativity), one for each element
     limit,  # elements up to this electronegativity are not negative, the others not positive
@@ -224,7 +224,7 @@ def element_counts(
     cell_fraction = torch.linalg.det(primitive_basis())[c.G]
     return (counts * cell_fraction[:, None]).round().long()
 
-
+# %% ../nbs/15_metrics.ipynb #bbe8238f
 def crystal_statistics(
     c: Crystals,  # B crystals with N sites in all
 ) -> dict:  # of numpy arrays, see below
@@ -272,7 +272,7 @@ def wilson(
     scale = 1 + z * z / n
     return (centre - half_width) / scale, (centre + half_width) / scale
 
-# %% ../nbs/15_metrics.ipynb #0b3ba4c7
+# %% ../nbs/15_metrics.ipynb #c73dfa80
 def class_shares(
     classes,  # (n,) whole numbers, each from 0 to size - 1
     size: int,  # how many classes there are
@@ -289,7 +289,7 @@ def total_variation(
     size = max(c.max(), d.max()) + 1
     return float(np.abs(class_shares(c, size) - class_shares(d, size)).sum() / 2)
 
-
+# %% ../nbs/15_metrics.ipynb #27c63b17
 def wasserstein(
     v,  # (n,) numbers of the first set
     w,  # (m,) numbers of the second set, in the same unit
@@ -310,7 +310,7 @@ def jensen_shannon(
     size = max(c.max(), d.max()) + 1
     return float(jensenshannon(class_shares(c, size), class_shares(d, size), base=2))
 
-# %% ../nbs/15_metrics.ipynb #16m00021
+# %% ../nbs/15_metrics.ipynb #76e30fad
 def symmetry_orbits(
     structure,  # pymatgen Structure
     symprec=0.01,  # Angstrom: how far an atom may be from its symmetric place
@@ -329,7 +329,7 @@ def site_featurizer():
 
     return CrystalNNFingerprint.from_preset("ops")
 
-
+# %% ../nbs/15_metrics.ipynb #804b8da7
 def structure_fingerprint(
     structure,  # pymatgen Structure, ordered
 ) -> np.ndarray:  # (61,)
@@ -358,7 +358,7 @@ def magpie_features(
     "Compute the Magpie features of a composition, each in a unit of its own."
     return np.array(composition_featurizer().featurize(composition), dtype=float)
 
-
+# %% ../nbs/15_metrics.ipynb #12a94dcd
 @dataclass(frozen=True)
 class FeatureScale:
     "Mean and standard deviation of each Magpie feature over a data set."
@@ -381,7 +381,7 @@ def fit_scale(
     "Compute each feature's mean and standard deviation over a data set; nan is left out."
     return FeatureScale(np.nanmean(features, 0), np.nanstd(features, 0))
 
-
+# %% ../nbs/15_metrics.ipynb #0dc8cf2a
 @cache
 def mp20_scale() -> FeatureScale:
     "Read the scale of MP-20's training set, which comes with the package."
@@ -399,7 +399,7 @@ def composition_fingerprint(
     "Compute the Magpie features of a composition on the scale of a data set."
     return (scale or mp20_scale())(magpie_features(composition))
 
-# %% ../nbs/15_metrics.ipynb #16m00028
+# %% ../nbs/15_metrics.ipynb #9e733431
 COVERAGE_CUTOFF = dict(structure=0.4, composition=10.0)  # Euclidean distances, section A.1
 N_STRUCTURE_FEATURES, N_COMPOSITION_FEATURES = 61, 132
 
@@ -417,7 +417,7 @@ class Fingerprints:
     def __getitem__(self, index):
         return Fingerprints(self.structure[index], self.composition[index])
 
-
+# %% ../nbs/15_metrics.ipynb #16ca4dfe
 def relative_distances(
     generated: Fingerprints,  # of n crystals
     test: Fingerprints,  # of m crystals
@@ -432,7 +432,7 @@ def relative_distances(
     ]
     return np.nan_to_num(np.stack(distances), nan=np.inf, posinf=np.inf)
 
-
+# %% ../nbs/15_metrics.ipynb #d5d7d810
 def coverage(
     generated: Fingerprints,  # of n crystals
     test: Fingerprints,  # of m crystals
@@ -441,8 +441,7 @@ def coverage(
     """Find which generated crystals are near the test set (covered) and which of the test set are
     near a generated one (recalled), as CDVAE's code does: structure and composition may be near
     different crystals. With `_pair`, both must be near the same one. One set may be empty."""
-    covered = np.zeros(len(generated), dtype=bool)
-    covered_pair = np.zeros(len(generated), dtype=bool)
+    covered, covered_pair = np.zeros((2, len(generated)), dtype=bool)
     recalled_parts = np.zeros((2, len(test)), dtype=bool)  # structure near, composition near
     recalled_pair = np.zeros(len(test), dtype=bool)
     for start in range(0, len(generated), batch_size):
