@@ -4,6 +4,7 @@ Sphinx with MyST-NB shows the committed notebooks as they are (nothing is execut
 front page, the pages of docs/ and an API reference read from signatures and their comments.
 """
 
+import gzip
 import json
 import re
 import shutil
@@ -66,16 +67,27 @@ add_module_names = False
 
 
 # Equations: MathJax draws them as SVG, so that no font has to be loaded, which browsers refuse to
-# pages opened as files.
+# pages opened as files. For the same reason the crystals of the explorer are a script, not JSON.
 mathjax_path = "tex-svg-full.js"
+EXPLORER = ["chemiscope.min.js", "explorer-data.js", "explorer.js"]
 
 
-def copy_mathjax(app):
-    "Take one file out of the package that brings MathJax."
-    (source,) = [f for f in files("sphinx-mathjax-offline") if f.name == mathjax_path]
-    target = Path(app.outdir) / "_static" / mathjax_path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source.locate(), target)
+def add_scripts(app):
+    "Take two files out of the packages that bring them, and make one of the explorer's crystals."
+    folder = Path(app.outdir) / "_static"
+    folder.mkdir(parents=True, exist_ok=True)
+    for package, name in [("sphinx-mathjax-offline", mathjax_path), ("chemiscope", EXPLORER[0])]:
+        (source,) = [file for file in files(package) if file.name == name]
+        shutil.copyfile(source.locate(), folder / name)
+    crystals = gzip.decompress((ROOT / "nbs/tables/explorer.json.gz").read_bytes())
+    (folder / EXPLORER[1]).write_bytes(b"const EXPLORER = " + crystals)
+
+
+def load_explorer(app, pagename, templatename, context, doctree):
+    "Only one page needs the viewer, which is large."
+    if pagename == "docs/explorer":
+        for name in EXPLORER:
+            app.add_js_file(name, loading_method="defer")
 
 
 # Notebooks as the site shows them
@@ -129,14 +141,13 @@ def title(path):
 
 def contents():
     "The hidden tables of contents: captions, and the pages under each."
-    by_number = {path.stem[:2]: path for path in NOTEBOOKS}
 
     def notebooks(first, last):
-        numbers = [number for number in sorted(by_number) if first <= number <= last]
-        return [f"{title(by_number[n])} <nbs/{by_number[n].stem}>" for n in numbers]
+        chosen = [path for path in NOTEBOOKS if first <= path.stem[:2] <= last]
+        return [f"{title(path)} <nbs/{path.stem}>" for path in chosen]
 
     pages = {
-        "Start": ["A tour <nbs/index>"],
+        "Start": ["A tour <nbs/index>", "Crystals to explore <docs/explorer>"],
         "The method": notebooks("00", "12"),
         "Crystals and measures": notebooks("13", "19"),
         "Experiments": notebooks("20", "99"),
@@ -158,6 +169,11 @@ def contents():
 def add_contents(app, docname, content):
     if docname == root_doc:
         content[0] += "\n".join(contents())
+
+
+def read_contents_again(app, env, added, changed, removed):
+    "A new notebook changes the contents, though not README."
+    return [root_doc]
 
 
 def copy_front_page(app, exception):
@@ -252,10 +268,12 @@ def linkcode_resolve(domain, info):
 
 
 def setup(app):
-    app.connect("builder-inited", copy_mathjax)
+    app.connect("builder-inited", add_scripts)
     app.connect("builder-inited", write_reference)
+    app.connect("env-get-outdated", read_contents_again)
     app.connect("source-read", adapt_source)
     app.connect("doctree-read", keep_numbers)
     app.connect("source-read", add_contents)
     app.connect("autodoc-process-docstring", add_comments)
+    app.connect("html-page-context", load_explorer)
     app.connect("build-finished", copy_front_page)

@@ -170,6 +170,39 @@ def test_search_finds_pages_without_a_server(browser, site):
     assert not script_errors(browser)
 
 
+PLACE_OF_LOWEST = """
+const y = EXPLORER.properties["mean electronegativity"].values;
+const x = EXPLORER.properties["difference of electronegativity"].values;
+const lowest = y.indexOf(Math.min(...y));
+const part = document.getElementById("explorer-map").firstElementChild?.shadowRoot;
+const plot = part?.querySelector(".js-plotly-plot");
+if (!plot?._fullLayout?.xaxis) return null;
+const {xaxis, yaxis} = plot._fullLayout;
+const corner = plot.getBoundingClientRect();
+const right = corner.left + xaxis._offset + xaxis.d2p(x[lowest]);
+return [lowest, right, corner.top + yaxis._offset + yaxis.d2p(y[lowest])];
+"""
+NUMBER_SHOWN = """
+const part = document.getElementById("explorer-info").firstElementChild.shadowRoot;
+return Number(part.querySelector("input").value);
+"""
+
+
+def test_a_click_on_the_map_shows_that_crystal(browser, site):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get((site / "docs/explorer.html").as_uri())
+    wait = WebDriverWait(browser, 60)
+    lowest, x, y = wait.until(lambda page: page.execute_script(PLACE_OF_LOWEST))
+    assert browser.execute_script(NUMBER_SHOWN) != lowest
+    actions = ActionChains(browser)
+    actions.w3c_actions.pointer_action.move_to_location(round(x), round(y))
+    actions.pause(1).click().perform()
+    wait.until(lambda page: page.execute_script(NUMBER_SHOWN) == lowest)
+    assert not script_errors(browser)
+
+
 def test_light_and_dark(browser, site):
     def background():
         return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
