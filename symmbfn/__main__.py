@@ -376,7 +376,7 @@ def evaluate(structures, device, scale, **options):
 )
 @click.option(
     "--pretrained",
-    help="Trained model to begin with: a file, or package for the weights that come with it.",
+    help="Weights to begin with: model.safetensors of a training run, or the word package.",
 )
 @click.option(
     "--set",
@@ -569,6 +569,38 @@ def encode(source, out, workers):
     save_dataset(out, data, meta=dict(source=Path(source).name))
     properties = ", ".join(data.properties) or "no properties"
     click.echo(f"{out} has {len(data)} crystals with {properties}.")
+
+
+@main.command()
+@click.argument("folder", default="runs")
+@click.option(
+    "--plot",
+    type=OutPath(dir_okay=False, path_type=Path),
+    help="Picture of the losses to write, such as losses.png; needs symmbfn[notebooks].",
+)
+def runs(folder, plot):
+    """Compare the training runs in FOLDER; by default in runs.
+
+    Prints a line for each run, the lowest validation loss first: epochs and minutes so far, the
+    last training loss, the lowest validation loss, the best score of generated crystals, and the
+    settings in which the runs differ.
+
+    \b
+    Examples:
+      symmbfn runs
+      symmbfn runs runs/sweep --plot losses.png
+    """
+    import pandas as pd
+
+    from symmbfn.train import compare_runs
+
+    table = pd.DataFrame(compare_runs(folder)).dropna(axis=1, how="all")
+    click.echo(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
+    if plot:
+        from symmbfn.figures import plot_runs
+
+        plot_runs(folder, list(table["run"])).savefig(plot, dpi=150)
+        click.echo(f"The losses are drawn in {plot}.")
 
 
 @main.command()

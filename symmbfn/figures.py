@@ -9,7 +9,7 @@ __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'BOXES', 'STEPS', 'PANELS', 'HALF_
            'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius', 'site_elements', 'find_bonds',
            'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick', 'cut_at_balls', 'scene_pieces',
            'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell', 'periodic_table', 'difference_table',
-           'Histogram', 'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'live_progress']
+           'Histogram', 'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'plot_runs', 'live_progress']
 
 # %% ../nbs/17_figures.ipynb #074f4f24
 import csv
@@ -942,6 +942,26 @@ def _logarithmic(ax):
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+# %% ../nbs/17_figures.ipynb #ccab9849
+@style()
+def plot_runs(
+    folder,  # of the runs
+    names: list,  # of the runs' folders in it, those to draw
+):  # the figure
+    "Training losses (lines) and validation losses (dots) of runs. Raises as `read_log`."
+    fig = figure(figsize=(5, 3), layout="constrained")
+    ax = fig.subplots()
+    for i, name in enumerate(names):
+        log = read_log(Path(folder) / name / "log.csv")
+        minutes = log["seconds"] / 60
+        ax.plot(minutes, trailing_mean(log["train_loss"]), color=f"C{i}", lw=1, label=name)
+        if "val_loss" in log:
+            ax.plot(minutes, log["val_loss"], "o", color=f"C{i}", ms=3)
+    ax.set(xlabel="minutes", ylabel="loss", yscale="log")
+    ax.set_title("Training (lines) and validation (dots)")
+    ax.legend()
+    return fig
 
 # %% ../nbs/17_figures.ipynb #bd634053
 def live_progress(

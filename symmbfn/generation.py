@@ -1186,10 +1186,11 @@ def sample_cached(
     seed=0,
     batch_size=256,  # crystals sampled at once; not in the file's name, since it changes no crystal
     condition=None,  # dict: property -> value to aim at
-    **options,  # temperature, min_distance, repair_rounds: as in `sample_crystals`
+    model=None,  # a Trained; None: the package's weights
+    **options,  # temperature, guidance, min_distance, repair_rounds: as in `sample_crystals`
 ) -> tuple:  # Crystals; seconds per crystal that sampling took
-    "Sample crystals with the package's weights, or read them if the folder has the same already."
-    model, prior, _ = load()
+    "Sample crystals, or read them if the folder has the same already."
+    model, prior, _ = model or load()
     asked = condition or {}
     changed = [f"{name}{value}" for name, value in (asked | options).items()]
     words = [n, method, steps, seed, *changed, digest(model.state_dict())[:8]]

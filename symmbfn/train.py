@@ -10,8 +10,8 @@ __all__ = ['MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'COLUMNS', 
            'drop_condition', 'mean_losses', 'train_epoch', 'sorted_batches', 'validate', 'begin_with', 'save_run',
            'new_run', 'read_checkpoint', 'resume', 'evaluate_epoch', 'keep_best', 'print_progress', 'Process',
            'join_processes', 'from_first', 'Session', 'start_or_resume', 'epoch_function', 'next_row', 'train',
-           'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch',
-           'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
+           'run_summary', 'compare_runs', 'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch',
+           'padded_sizes', 'pad_batch', 'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -40,7 +40,7 @@ from symmbfn.core import (
     whole_number,
 )
 from .data import EmpiricalPrior, fit_prior, load_tensors, save_tensors
-from .model import PAPER, T_MIN, Model, digest, save_model, standard_normal
+from .model import PAPER, T_MIN, Model, digest, load, save_model, standard_normal
 
 # %% ../nbs/09_train.ipynb #09f10003
 @dataclass(frozen=True)
@@ -994,6 +994,51 @@ def train(
                 row |= evaluate_epoch(state, val, eval_fn, row["epoch"])
             session.end_epoch(row)
     return state.ema.eval()
+
+# %% ../nbs/09_train.ipynb #03a6daba
+def run_summary(
+    run_dir: Path,  # folder of a run
+) -> tuple[dict, dict]:  # how far it came, with its losses; its settings
+    "Describe a run by its log and its model. Raises ValueError if the model is damaged."
+    with open(run_dir / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def numbers(column):
+        return [float(row[column]) for row in rows if row.get(column)]
+
+    come = dict(
+        epochs=len(rows),
+        minutes=round(max(numbers("seconds"), default=0) / 60, 1),
+        train_loss=next(reversed(numbers("train_loss")), None),
+        val_loss=min(numbers("val_loss"), default=None),
+        score=max(numbers("eval_score"), default=None),
+    )
+    about = load(run_dir / "model.safetensors").meta
+    progress = ("settings", "epoch", "epochs", "score")
+    settings = {name: v for name, v in about.items() if name not in progress}
+    return come, settings | about["settings"]
+
+
+def compare_runs(
+    folder,  # runs are looked for in it and in all folders below
+) -> list:  # of dicts: run, epochs, minutes, train_loss, val_loss, score; settings that differ
+    """Describe all runs below a folder, the lowest validation loss first.
+
+    The training loss is that of the last epoch, validation loss and score are the best; None stands
+    for what was not measured. Raises ValueError if there is no run."""
+    logs = sorted(Path(folder).glob("**/log.csv"))
+    found = [log.parent for log in logs if (log.parent / "model.safetensors").exists()]
+    if not found:
+        raise ValueError(f"There is no run in {folder}: give the folder that holds the runs.")
+    summaries = [run_summary(run_dir) for run_dir in found]
+    all_settings = [settings for _, settings in summaries]
+    names = dict.fromkeys(name for settings in all_settings for name in settings)
+    differing = [name for name in names if len({repr(s.get(name)) for s in all_settings}) > 1]
+    runs = []
+    for run_dir, (numbers, settings) in zip(found, summaries):
+        name = dict(run=str(run_dir.relative_to(folder)))
+        runs.append(name | numbers | {key: settings.get(key) for key in differing})
+    return sorted(runs, key=lambda run: math.inf if run["val_loss"] is None else run["val_loss"])
 
 # %% ../nbs/09_train.ipynb #19a5d507
 def shard_limits(

@@ -309,3 +309,26 @@ def test_info_describes_a_model(trained):
     done = run("info", "--model", trained / "model.safetensors")
     assert "band_gap" in done.output
     assert "60 crystals for 2 epochs" in done.output
+
+
+def test_runs_are_compared(tmp_path):
+    data = load_mp20()
+    save_dataset(tmp_path / "train.safetensors", data["train"][:20])
+    save_dataset(tmp_path / "val.safetensors", data["val"][:4])
+    small = [word for name in ("hidden=16", "embed=8", "layers=1") for word in ("--set", name)]
+    for seed in (0, 1):
+        done = run(
+            *("train", tmp_path / "train.safetensors", "--val", tmp_path / "val.safetensors"),
+            *("--run-dir", tmp_path / f"seed{seed}", "--seed", seed, "--epochs", 2, *small),
+        )
+        assert done.exit_code == 0, done.output
+    done = run("runs", tmp_path, "--plot", tmp_path / "losses.png")
+    assert done.exit_code == 0, done.output
+    header, first, second, *_ = done.output.splitlines()
+    assert header.split() == ["run", "epochs", "minutes", "train_loss", "val_loss", "seed"]
+    assert {first.split()[0], second.split()[0]} == {"seed0", "seed1"}
+    assert float(first.split()[4]) <= float(second.split()[4])
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    done = run("runs", tmp_path / "none")
+    assert done.exit_code == 1
+    assert "There is no run in" in done.stderr
