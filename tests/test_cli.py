@@ -330,5 +330,5 @@ def test_runs_are_compared(tmp_path):
     assert float(first.split()[4]) <= float(second.split()[4])
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     done = run("runs", tmp_path / "none")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "There is no run in" in done.stderr
