@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# %% ../nbs/13_structures.ipynb #77a5d5e0
 from .core import Crystals, K, batch_index, check_crystals
 from .data import load_dataset
 from .lattice import constrain, lattice_to_k
@@ -70,7 +71,7 @@ def _check_content(
     if content.startswith(LFS_POINTER):
         raise ValueError("Git has left a pointer in place of the file: run git lfs pull")
 
-
+# %% ../nbs/13_structures.ipynb #6897e0c2
 def _text(
     content: bytes,  # of a file, gzipped or not
 ) -> str:
@@ -121,13 +122,13 @@ def _block_values(
                 raise ValueError(f"has two values for one entry ({tag}): leave one of them out")
     return values
 
-
+# %% ../nbs/13_structures.ipynb #2dcbbe62
 def _stated(values, *tags):  # str or None
     "Return the first of several entries that has a value; ? and . stand for none."
     stated = [v for tag in tags for v in values.get(tag, ()) if v not in ("?", ".", "")]
     return stated[0] if stated else None
 
-
+# %% ../nbs/13_structures.ipynb #87e762fd
 def _crystal_block(
     text,  # of a CIF
 ) -> dict:  # what `_block_values` returns
@@ -198,7 +199,7 @@ def _element(
         return "H"
     return symbol if symbol in Element.__members__ else None
 
-
+# %% ../nbs/13_structures.ipynb #e78f32dc
 @dataclass(frozen=True)
 class _Formula:
     "What a file says about the atoms in its cell."
@@ -224,7 +225,7 @@ def _amounts(
             return [(element, number) for element, (_, number) in zip(elements, parts)]
     return []
 
-
+# %% ../nbs/13_structures.ipynb #f5a853ea
 def _stated_formula(values) -> _Formula:
     "Read formula and Z, as far as they are stated in a way that can be read."
     Z = _stated(values, "_cell_formula_units_z")
@@ -259,7 +260,7 @@ class _Sites:
         ]
         return _Sites(labels, elements, self.x[rows], self.precision[rows])
 
-
+# %% ../nbs/13_structures.ipynb #13cif010
 @cache
 def _site_element(
     text,  # type symbol or label
@@ -289,7 +290,7 @@ def _site_element(
         )
     return _element(readings[0])
 
-
+# %% ../nbs/13_structures.ipynb #e6ef7fc5
 def _known_elements(values, formula):  # frozenset or None
     "Say which elements a file has, by its formula or its list of atom types."
     if formula.amounts:
@@ -298,7 +299,7 @@ def _known_elements(values, formula):  # frozenset or None
     elements = [_element(v.capitalize()) for v in types]
     return frozenset(elements) if elements and all(elements) else None
 
-
+# %% ../nbs/13_structures.ipynb #13cif012
 def _read_sites(values, formula) -> _Sites:
     "Read the table of atoms. Raises ValueError with the reason."
     n = len(values["_atom_site_fract_x"])
@@ -324,7 +325,21 @@ def _read_sites(values, formula) -> _Sites:
     column = values.get("_atom_site_occupancy", ["."] * n)
     return _fill_positions(sites, [column[i] for i in rows])
 
+# %% ../nbs/13_structures.ipynb #95b5e9fe
+def _occupancies(
+    labels,  # of the sites
+    column,  # occupancy of each site, as text
+) -> np.ndarray:  # (n,2) occupancies, and by how much they may be rounded
+    "Read the occupancies of all sites; where none is given it is 1."
+    occupancy = np.ones((len(column), 2))
+    for row, text in enumerate(column):
+        if text != ".":
+            # without the uncertainty: a refined occupancy of 0.99(1) is not a full one
+            number = _parse_number(text.partition("(")[0], f"the occupancy of {labels[row]}")
+            occupancy[row] = number[0], min(number[1] / 2, 0.01)
+    return occupancy
 
+# %% ../nbs/13_structures.ipynb #ca34154f
 def _fill_positions(
     sites: _Sites,
     column,  # occupancy of each site, as text
@@ -332,12 +347,7 @@ def _fill_positions(
     "Join the rows of a position. Raises ValueError unless one element fills it."
     if all(text in ("1", "1.0", ".") for text in column):
         return sites
-    occupancy = np.ones((len(column), 2))  # of each row, and by how much it may be rounded
-    for row, text in enumerate(column):
-        if text != ".":
-            # without the uncertainty: a refined occupancy of 0.99(1) is not a full one
-            number = _parse_number(text.partition("(")[0], f"the occupancy of {sites.labels[row]}")
-            occupancy[row] = number[0], min(number[1] / 2, 0.01)
+    occupancy = _occupancies(sites.labels, column)
     positions = {}  # rounded coordinates -> rows
     for row, x in enumerate(sites.x):
         positions.setdefault(tuple((x % 1).round(3) % 1), []).append(row)
@@ -356,7 +366,7 @@ def _fill_positions(
             )
     return sites.take(sorted(kept))
 
-# %% ../nbs/13_structures.ipynb #13cif010
+# %% ../nbs/13_structures.ipynb #58ce1ddc
 class _Operations(NamedTuple):
     "The m operations of a space group, x -> R x + t for fractional coordinates x."
 
@@ -366,7 +376,7 @@ class _Operations(NamedTuple):
     setting: str  # such as 'F d -3 m:1'; '' for a list of operations
     name: str  # what error messages call them
 
-
+# %% ../nbs/13_structures.ipynb #e64476bc
 def _matrices(
     group_ops,  # gemmi.GroupOps
 ) -> tuple:  # (m,3,3) R; (m,3) t
@@ -376,7 +386,7 @@ def _matrices(
     ops = list(group_ops)
     return np.array([op.rot for op in ops]) / Op.DEN, np.array([op.tran for op in ops]) / Op.DEN
 
-
+# %% ../nbs/13_structures.ipynb #8b45e276
 @cache
 def _listed_operations(
     lines: tuple,  # of str, such as '-x, y+1/2, z'
@@ -405,7 +415,7 @@ def _listed_operations(
     name = f"the {n_listed} operations listed" if n_listed > 1 else "the operation x, y, z alone"
     return _number_operations(group_ops, name)
 
-
+# %% ../nbs/13_structures.ipynb #469b211a
 def _number_operations(
     group_ops,  # gemmi.GroupOps
     name,  # what error messages call them
@@ -420,13 +430,13 @@ def _number_operations(
         known = spglib.get_spacegroup_type_from_symmetry(R.astype("intc"), t)
     return _Operations(R, t, getattr(known, "number", None), "", name)
 
-
+# %% ../nbs/13_structures.ipynb #0626a8e9
 def _symbol_key(symbol):  # str
     "Write a symbol without blanks and such: 'P 2(1)/c' and 'P2_1/c' become 'p21/c'."
     symbol = re.sub("(\\d)[\u0304\u0305]", "-\\1", symbol)  # a bar above the digit before it
     return re.sub("[−–]", "-", re.sub(r"[\s_()]", "", symbol)).lower()
 
-
+# %% ../nbs/13_structures.ipynb #74d5416c
 @cache
 def _settings() -> dict:  # key of a symbol -> list of gemmi.SpaceGroups, usual settings first
     "Collect the settings of all groups by all symbols that they go by."
@@ -455,7 +465,7 @@ def _settings() -> dict:  # key of a symbol -> list of gemmi.SpaceGroups, usual 
         settings.setdefault(_symbol_key(setting.hall), {setting.xhm(): setting})
     return {key: list(found.values()) for key, found in settings.items()}
 
-
+# %% ../nbs/13_structures.ipynb #7d750da1
 # endings of a symbol that say the choice of origin or axes -> as gemmi calls it
 CHOICES = {"s": "1", "z": "2", "o1": "1", "o2": "2", "h": "h", "r": "r", "hr": "h"}
 
@@ -484,7 +494,7 @@ def _settings_of_number(
     found = [setting for setting in gemmi.spacegroup_table() if setting.number == G]
     return [setting for setting in found if all_settings or setting.hm == standard]
 
-# %% ../nbs/13_structures.ipynb #13cif012
+# %% ../nbs/13_structures.ipynb #d77ab5d4
 def _fits_cell(
     ops: _Operations,
     lattice,  # pymatgen Lattice
@@ -507,7 +517,7 @@ def _setting_operations(
     R, t = _matrices(found.operations())
     return _Operations(R, t, found.number, found.hm, f"the space group {symbol}")
 
-
+# %% ../nbs/13_structures.ipynb #213f0b3a
 def _allowed_settings(
     settings,  # list of gemmi.SpaceGroups
     lattice,  # pymatgen Lattice
@@ -526,7 +536,7 @@ SYMBOL_TAGS = (
     "_space_group_name_h-m_ref",
 )
 
-
+# %% ../nbs/13_structures.ipynb #dc7c6cfd
 def _listed(values):  # list of one _Operations, or empty
     "Read the list of operations, if there is one."
     for kind in (
@@ -553,7 +563,7 @@ def _of_hall_symbol(
         ops = None
     return [_number_operations(ops, f"the Hall symbol {hall}")] if ops else []
 
-
+# %% ../nbs/13_structures.ipynb #e7e9b1fe
 def _stated_operations(
     values,  # what `_block_values` returns
     lattice,  # pymatgen Lattice
@@ -578,7 +588,7 @@ def _stated_operations(
         )
     return statements
 
-
+# %% ../nbs/13_structures.ipynb #729accc2
 def _readings(
     values,  # what `_block_values` returns
     lattice,  # pymatgen Lattice
@@ -608,7 +618,7 @@ def _image_shifts(x, ops, L):  # (m,3) shifts, fractional; (m,) their lengths, A
     shifts -= shifts.round()
     return shifts, np.linalg.norm(shifts @ L, axis=1)
 
-
+# %% ../nbs/13_structures.ipynb #259da1c0
 def _snap_site(
     x: np.ndarray,  # (3,) fractional coordinates
     precision: np.ndarray,  # (3,) by how much rounding may have changed them
@@ -630,7 +640,7 @@ def _snap_site(
         "give its coordinates with more digits"
     )
 
-
+# %% ../nbs/13_structures.ipynb #4deb7400
 def _orbit(
     x: np.ndarray,  # (3,) fractional coordinates, exactly on the position
     fixed: np.ndarray,  # (m,) bool: operations that leave the site where it is
@@ -648,7 +658,7 @@ def _orbit(
         images = images[first]
     return images % 1 % 1  # twice, since -1e-20 % 1 is 1
 
-
+# %% ../nbs/13_structures.ipynb #7e02763e
 def _close_pairs(
     frac: np.ndarray,  # (N,3) fractional coordinates in [0,1)
     L: np.ndarray,  # (3,3) lattice vectors in rows, Angstrom
@@ -668,6 +678,21 @@ def _close_pairs(
     return [(*sorted(pair), d) for pair, d in zip(pairs[close].tolist(), distance[close])]
 
 # %% ../nbs/13_structures.ipynb #13cif016
+def _site_orbits(
+    sites: _Sites,
+    ops: _Operations,
+    L: np.ndarray,  # (3,3) lattice vectors in rows, Angstrom
+    nearness: float,  # images nearer than this are one atom, whatever their digits say, Angstrom
+) -> list:  # of (multiplicity,3) coordinates in [0,1), one for each site
+    "Apply the operations to each site."
+    if len(ops.R) == 1:
+        return list(sites.x[:, None] % 1 % 1)
+    return [
+        _orbit(*_snap_site(x, precision, ops, L, nearness), ops)
+        for x, precision in zip(sites.x, sites.precision)
+    ]
+
+# %% ../nbs/13_structures.ipynb #6323e70c
 def _fill_cell(
     sites: _Sites,
     ops: _Operations,
@@ -678,13 +703,7 @@ def _fill_cell(
     from pymatgen.core import Structure
 
     L = lattice.matrix
-    if len(ops.R) == 1:
-        orbits = list(sites.x[:, None] % 1 % 1)
-    else:
-        orbits = [
-            _orbit(*_snap_site(x, precision, ops, L, nearness), ops)
-            for x, precision in zip(sites.x, sites.precision)
-        ]
+    orbits = _site_orbits(sites, ops, L, nearness)
     site = np.repeat(np.arange(len(orbits)), [len(orbit) for orbit in orbits])
     frac = np.concatenate(orbits)
     rounding = sites.precision @ np.linalg.norm(L, axis=1)  # (n,) Angstrom, at most
@@ -700,7 +719,7 @@ def _fill_cell(
     elements = [sites.elements[i] for i in site[kept]]
     return Structure(lattice, elements, frac[kept]), overlap
 
-
+# %% ../nbs/13_structures.ipynb #0880e524
 def _describe_overlap(
     label,
     other,  # label of the other atom, or the same label
@@ -717,7 +736,7 @@ def _describe_overlap(
         "leave one of them out"
     )
 
-
+# %% ../nbs/13_structures.ipynb #06d694fd
 def _possible_units(
     counts,  # element -> number of atoms in the cell
     formula: _Formula,
@@ -736,7 +755,7 @@ def _possible_units(
     in_molecules = len(amounts) == 1 and amounts.keys() <= {"H", "N", "O", "F", "Cl"}
     return [Z, 1] if factor == Z or in_molecules and factor == 2 * Z else [Z]
 
-
+# %% ../nbs/13_structures.ipynb #e9364aa0
 def _cell_matches(
     counts,  # element -> number of atoms in the cell
     formula: _Formula,
@@ -754,7 +773,7 @@ def _cell_matches(
 
     return any(fits(units) for units in _possible_units(counts, formula))
 
-
+# %% ../nbs/13_structures.ipynb #53e05fdf
 def _check_formula(
     structure,  # pymatgen Structure
     formula: _Formula,
@@ -771,7 +790,7 @@ def _check_formula(
         f"make a cell of {structure.composition.formula}): correct what is wrong"
     )
 
-
+# %% ../nbs/13_structures.ipynb #f3e1863a
 def _apply_symmetry(
     sites: _Sites,
     ops: _Operations,
@@ -815,7 +834,7 @@ def _same_atoms(
     same_elements = np.array(one.atomic_numbers) == np.array(other.atomic_numbers)[nearest]
     return bool(same_elements.all() and distance.max() < SAME_ATOM)
 
-
+# %% ../nbs/13_structures.ipynb #9805eaa7
 def _read_crystal(
     values,  # what `_block_values` returns
 ):  # pymatgen Structure
@@ -842,7 +861,7 @@ def _read_crystal(
         )
     return crystals[0]
 
-
+# %% ../nbs/13_structures.ipynb #e7c395e6
 def read_cif(
     source,  # path of a CIF file, plain or gzipped; or the text of a CIF, which has several lines
 ):  # pymatgen Structure of elements, without charges, in the cell of the file
@@ -892,7 +911,7 @@ def naming(
     except ValueError as e:  # some errors name the path, and some don't
         raise ValueError(str(e) if name in str(e) else f"{name}: {e}.") from e
 
-
+# %% ../nbs/13_structures.ipynb #e918b927
 def read_text(
     path,  # of a text file, gzipped or not
 ) -> str:
@@ -913,7 +932,7 @@ def _is_cif(
 
 CIF_ENDING = re.compile(r"\.cif(\.gz)?$", re.IGNORECASE)
 
-
+# %% ../nbs/13_structures.ipynb #47d32412
 def _cif_names(
     files: list,  # of str: paths of CIF files
 ) -> list:  # of str
@@ -936,7 +955,7 @@ def _attempt(
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         return e
 
-
+# %% ../nbs/13_structures.ipynb #87792176
 def _read_folder(path) -> Sources:
     "Collect the CIF files of a folder and of the folders in it, sorted by path."
     paths = (file for file in sorted(path.rglob("*")) if file.is_file())
@@ -966,7 +985,7 @@ def _stem(path) -> str:
     name = path.name if path.suffix.lower() != ".gz" else path.stem
     return printable(Path(name).stem)
 
-
+# %% ../nbs/13_structures.ipynb #9dc1c33f
 def _read_poscar(path) -> Sources:
     "Read a file in the format of VASP, named POSCAR, CONTCAR or with the ending .vasp."
     from pymatgen.io.vasp import Poscar
@@ -1004,7 +1023,7 @@ def is_path(source) -> bool:
     is_line = isinstance(source, str) and not re.search(r"[\r\n]", source)
     return is_line and source.strip()[:1] not in ("", "{")
 
-
+# %% ../nbs/13_structures.ipynb #63b1bfee
 def _find_column(
     columns: dict,  # name of a column -> list of values
     names,  # what the column may be called, the best first
@@ -1032,7 +1051,7 @@ def _structure_column(
         )
     return found[0]
 
-
+# %% ../nbs/13_structures.ipynb #d6d92b1c
 def _crystal_of_field(
     value,  # a field in the column of the crystals
     folder,  # folder that paths start from
@@ -1056,7 +1075,7 @@ def _table_sources(
     others = {c: list(v) for c, v in columns.items() if c not in used}
     return Sources(_row_names(columns.get(name_column), len(sources)), sources, others)
 
-
+# %% ../nbs/13_structures.ipynb #342243d1
 def _row_names(
     given,  # list of names, some may be None; None: there are no names
     n,  # how many crystals there are
@@ -1065,7 +1084,7 @@ def _row_names(
     given = given or [None] * n
     return [str(i) if name is None else str(name) for i, name in enumerate(given)]
 
-
+# %% ../nbs/13_structures.ipynb #a5f1579d
 def _csv_columns(path) -> dict:  # column -> list of str, None where a field is empty
     "Read a CSV file, gzipped or not. Raises ValueError if it is damaged."
     csv.field_size_limit(10**9)  # the default, 131,072 characters, is too few for some CIFs
@@ -1108,7 +1127,7 @@ def _frames_one_by_one(
             if "Expected xyz header" in str(e):
                 return  # nobody knows where the next frame begins
 
-
+# %% ../nbs/13_structures.ipynb #52d64657
 def _frame_values(
     atoms,  # ASE Atoms, or an exception
 ) -> dict:  # name -> number or text; arrays, such as forces, are left out
@@ -1127,7 +1146,7 @@ def _columns_of_rows(
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: [row.get(key) for row in rows] for key in keys}
 
-
+# %% ../nbs/13_structures.ipynb #08212cac
 def _read_extxyz(path) -> Sources:
     "Read a trajectory in the extended XYZ format, gzipped or not."
     from ase.io.extxyz import read_xyz
@@ -1170,7 +1189,7 @@ def _read_dataset(path) -> Sources:
         columns[name] = [None if math.isnan(v) else v for v in y.tolist()]
     return Sources(data.ids, decode(data.crystals, primitive=True), columns)
 
-
+# %% ../nbs/13_structures.ipynb #9cec1019
 _READERS = dict(  # ending of a file -> function of the file's Path that returns Sources
     zip=_read_zip,
     cif=_read_single_cif,
@@ -1190,7 +1209,7 @@ KINDS = (  # for error messages
     "an extxyz file, or a data set that symmbfn encode wrote (.safetensors)"
 )
 
-
+# %% ../nbs/13_structures.ipynb #cf433a17
 def find_reader(
     path: Path,  # of one of KINDS
 ):  # function of the path that returns Sources
@@ -1242,7 +1261,7 @@ def _list_sources(
         sources += found.sources
     return Sources(names, sources)
 
-
+# %% ../nbs/13_structures.ipynb #2f07aa10
 def _path_sources(
     path,  # of one of KINDS
     common,  # folder that names start from
@@ -1254,7 +1273,7 @@ def _path_sources(
     folder = Path(printable(os.path.relpath(os.path.dirname(os.path.abspath(path)), common)))
     return Sources([str(folder / name) for name in found.names], found.sources)
 
-
+# %% ../nbs/13_structures.ipynb #e86ad210
 def _dict_sources(
     items: dict,  # name -> crystal or path; or name of a column -> field, or list or dict of fields
     title,  # name of the table in error messages
@@ -1273,7 +1292,7 @@ def _dict_sources(
         return Sources([str(name) for name in items], found.sources)
     return found
 
-
+# %% ../nbs/13_structures.ipynb #ca816d7d
 def _collect(
     structures,  # anything that the text above lists, but for a path
     title="The table",  # what error messages call it
@@ -1302,7 +1321,7 @@ def _collect(
         _table_sources(_columns_of_rows(items), title, folder) if is_table else _list_sources(items)
     )
 
-
+# %% ../nbs/13_structures.ipynb #50f3055f
 def read_sources(
     structures,  # path of one of KINDS, or anything that the text above lists
 ) -> Sources:
@@ -1330,7 +1349,7 @@ def read_sources(
         )
     return found
 
-
+# %% ../nbs/13_structures.ipynb #ad58641e
 def load_structures(
     structures,  # whatever `read_sources` takes
 ) -> tuple:  # list of names; list of sources, which `to_structure` takes
@@ -1376,7 +1395,7 @@ def check_structure(
         raise ValueError("the cell has no volume: correct it")
     return structure
 
-
+# %% ../nbs/13_structures.ipynb #63265712
 def _from_atoms(
     atoms,  # ASE Atoms
 ):  # pymatgen Structure
@@ -1402,7 +1421,7 @@ def _from_dict(
             "or Structure.to_json returns"
         ) from e
 
-
+# %% ../nbs/13_structures.ipynb #3d9a7aa1
 def parse_structure(
     source,  # text of a CIF or JSON, pymatgen Structure or its dict, ASE Atoms, or an exception
 ):  # pymatgen Structure, unchecked
@@ -1444,7 +1463,7 @@ class StandardCell(NamedTuple):
     orbit: np.ndarray  # (m,) orbit that each atom belongs to, 0 to n-1
     letter: np.ndarray  # (n,) Wyckoff letter of each orbit: 0 is 'a', 25 is 'z', 26 is 'A'
 
-
+# %% ../nbs/13_structures.ipynb #01807c09
 def find_symmetry(
     structure,  # pymatgen Structure, one element on each site
     symprec,  # distance within which atoms count as equivalent, Angstrom
@@ -1469,7 +1488,7 @@ def find_symmetry(
             f"no space group was found within {symprec} Angstrom ({e}): try a smaller symprec"
         ) from e
 
-
+# %% ../nbs/13_structures.ipynb #5bb568c1
 def standardize(
     structure,  # pymatgen Structure, one element on each site
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
@@ -1511,7 +1530,7 @@ def _check_orbits(
             f"Crystal {crystal}: its orbits do not fit its Wyckoff letters; try a smaller symprec."
         )
 
-
+# %% ../nbs/13_structures.ipynb #67cb4ab8
 def assemble_crystals(
     records: list,  # of StandardCells, at least one
 ) -> Crystals:  # float64, one site for each orbit
@@ -1534,7 +1553,7 @@ def assemble_crystals(
     k = constrain(lattice_to_k(torch.from_numpy(np.stack(L))), G)
     return check_crystals(Crystals(G, k, b, x, a, wyckoff_table().S[w]))
 
-
+# %% ../nbs/13_structures.ipynb #b3f2a932
 def encode(
     structures,  # whatever `load_structures` takes
     symprec=0.1,  # distance within which atoms count as equivalent, Angstrom
@@ -1596,7 +1615,7 @@ def _symop(
 
     return ", ".join(component(row[:3], row[3]) for row in op.tolist())
 
-
+# %% ../nbs/13_structures.ipynb #00fa0073
 # names in a CIF, after "_cell_" and "_atom_site_"
 CELL_KEYS = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 SITE_KEYS = (
@@ -1610,7 +1629,7 @@ SITE_KEYS = (
     "occupancy",
 )
 
-
+# %% ../nbs/13_structures.ipynb #ab16a3c9
 def _cif_header(
     structure,  # pymatgen Structure, conventional cell
     G: int,  # space group
@@ -1638,7 +1657,7 @@ def _cif_header(
         *[f"_atom_site_{key}" for key in SITE_KEYS],
     ]
 
-
+# %% ../nbs/13_structures.ipynb #005243cc
 def _cif_sites(
     c: Crystals,  # one crystal with n sites, which lie exactly on their positions
     w: Tensor,  # (n,) Wyckoff position of each site
@@ -1655,7 +1674,7 @@ def _cif_sites(
         lines.append(f"{symbol}{i} {symbol} {multiplicity} {letter} {coordinates} 1")
     return lines
 
-
+# %% ../nbs/13_structures.ipynb #b7135e1e
 def to_cif(
     crystals: Crystals,
     names=None,  # list of names of the data blocks, one for each crystal; None: the formulas
