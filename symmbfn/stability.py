@@ -8,8 +8,8 @@ __all__ = ['CHGNET', 'N_COLUMNS', 'TERM', 'PLAIN_FORMULA', 'MAX_ATOMIC_NUMBER', 
            'atomic_numbers', 'parse_formula', 'hull_from_table', 'hull_energy', 'decompose', 'formation_energy',
            'hull_from_energies', 'hull_from_entries', 'read_columns', 'read_references', 'load_hull', 'Potential',
            'predict', 'ASEPotential', 'chgnet', 'JoinedGraphs', 'batch_graphs', 'crystal_graph', 'split_portions',
-           'CHGNetPotential', 'FireState', 'advance', 'relax', 'matcher', 'is_same', 'find_known', 'find_first',
-           'fit_references', 'on_scale']
+           'CHGNetPotential', 'FireState', 'fire_step', 'advance', 'relax', 'matcher', 'is_same', 'find_known',
+           'find_first', 'fit_references', 'on_scale']
 
 # %% ../nbs/16_stability.ipynb #17a00004
 import csv
@@ -28,11 +28,11 @@ import torch
 from .core import segment_mean
 from .metrics import MIN_DISTANCE, beyond_limits, shortest_distance
 
-# %% ../nbs/16_stability.ipynb #17a00006
+# %% ../nbs/16_stability.ipynb #3cdb8f4a
 CHGNET = "CHGNet 0.3.0"  # the potential that the paper uses
 N_COLUMNS = 119  # one for each atomic number from 0 to 118; column 0, no element, stays empty
 
-
+# %% ../nbs/16_stability.ipynb #0fde087b
 @dataclass(frozen=True)
 class Hull:
     """n known materials (entries) with their formation energies, and the elements' energies on the
@@ -63,7 +63,7 @@ class Hull:
             )
         return self.references[potential]
 
-
+# %% ../nbs/16_stability.ipynb #863e038f
 @cache
 def atomic_numbers() -> dict:  # symbol -> atomic number
     "Look up the atomic numbers of all elements; D and T, isotopes of hydrogen, count as 1."
@@ -91,7 +91,7 @@ def parse_formula(
         raise ValueError(f"In {formula}, there is no element {', '.join(sorted(unknown))}.")
     return amounts
 
-
+# %% ../nbs/16_stability.ipynb #c25b516a
 def hull_from_table(
     name,  # name of the hull
     formulas,  # (n,) of str
@@ -134,7 +134,7 @@ def decompose(
     rows, solution = _best_mixture(hull, composition)
     return {int(row): float(w) for row, w in zip(rows, solution.x) if w > 1e-9}
 
-
+# %% ../nbs/16_stability.ipynb #6e3143d7
 def _best_mixture(hull, composition):
     "Solve the linear programme: indices of the entries it may use, and scipy's result for them."
     from scipy.optimize import linprog
@@ -153,7 +153,7 @@ def _best_mixture(hull, composition):
         raise ValueError(f"no mixture of the hull's entries was found ({solution.message})")
     return rows, solution
 
-
+# %% ../nbs/16_stability.ipynb #7b11c97e
 def formation_energy(
     hull: Hull,
     composition,  # pymatgen Composition
@@ -200,7 +200,7 @@ def _energy_of_elements(
     "Compute the energy of the separate elements of a composition."
     return sum(n * references[symbol] for symbol, n in amounts.items()) / sum(amounts.values())
 
-
+# %% ../nbs/16_stability.ipynb #17a00012
 def hull_from_entries(
     entries,  # pymatgen entries, every element among them, such as a PhaseDiagram's `all_entries`
     name,  # name of the hull
@@ -217,7 +217,7 @@ def _exact_formula(composition):
     amounts = composition.fractional_composition.get_el_amt_dict()
     return "".join(f"{symbol}{amount:.8f}" for symbol, amount in amounts.items())
 
-# %% ../nbs/16_stability.ipynb #17a00012
+# %% ../nbs/16_stability.ipynb #a1424b68
 def read_columns(
     path,  # CSV file, plain or gzipped
 ) -> dict:  # name of each column -> list of str
@@ -237,7 +237,7 @@ def read_columns(
         )
     return dict(zip(header, map(list, zip(*rows))))
 
-
+# %% ../nbs/16_stability.ipynb #4717d685
 def _numbers(
     table,  # from `read_columns`
     column,  # name of a column
@@ -253,7 +253,7 @@ def _numbers(
             ) from None
     return [float(text) for text in table[column]]
 
-
+# %% ../nbs/16_stability.ipynb #66989ba8
 def read_references(
     path,  # CSV file: column element, and a column of eV/atom for each potential, named after it
 ) -> dict:  # name of a potential -> dict: symbol -> eV/atom
@@ -270,7 +270,7 @@ def read_references(
         if column not in ("element", "material_id")
     }
 
-
+# %% ../nbs/16_stability.ipynb #5024e3be
 def load_hull(
     path=None,  # CSV file; by default the hull of the Materials Project that comes with the package
     potential=CHGNET,  # name of the potential on whose scale a table of total energies is
@@ -297,7 +297,7 @@ def load_hull(
         "or formula and energy_per_atom: rename its columns."
     )
 
-# %% ../nbs/16_stability.ipynb #17a0002a
+# %% ../nbs/16_stability.ipynb #f7ffbf4e
 class Potential(ABC):
     """A model that gives the energies of crystals. Results are kept under its name, so two
     potentials must not have the same."""
@@ -311,7 +311,7 @@ class Potential(ABC):
     ) -> tuple:  # (B,) energies, eV/atom; list of B forces (n,3), eV/Angstrom; (B,3,3) virials, eV
         "Compute all three. Raises an error if one of the crystals cannot be handled."
 
-
+# %% ../nbs/16_stability.ipynb #17a0002a
 def predict(
     potential: Potential,
     structures,  # list of pymatgen Structures, ordered
@@ -380,7 +380,7 @@ def chgnet(
     model.graph_converter.set_isolated_atom_response("error")
     return model.requires_grad_(False).eval()
 
-
+# %% ../nbs/16_stability.ipynb #cf7c91de
 class JoinedGraphs:
     """The graphs of B crystals, one after the other. `atoms`, `edges`, `bonds` and `angles` (B,)
     count those of each crystal."""
@@ -421,7 +421,7 @@ class JoinedGraphs:
         before = counts.cumsum(0) - counts  # (B,) in all crystals before each
         return torch.repeat_interleave(before, holders).to(self.device)
 
-
+# %% ../nbs/16_stability.ipynb #fab8e782
 def batch_graphs(
     model,  # from `chgnet`
     graphs,  # list of CHGNet's CrystalGraph
@@ -458,7 +458,7 @@ def batch_graphs(
     )
     return batch, x
 
-
+# %% ../nbs/16_stability.ipynb #a5d96755
 def _bond_bases(
     model,  # from `chgnet`
     joined,  # JoinedGraphs
@@ -478,7 +478,7 @@ def _bond_bases(
         lattice=torch.eye(3, device=cell.device),  # images are Cartesian already
     )
 
-
+# %% ../nbs/16_stability.ipynb #81c7a5a3
 def _angles(
     model,  # from `chgnet`
     joined,  # JoinedGraphs
@@ -497,7 +497,7 @@ def _angles(
     first, second = vectors[edge_1 + shift_edge], vectors[edge_2 + shift_edge]
     return model.angle_basis_expansion(first, second), bond_graph
 
-# %% ../nbs/16_stability.ipynb #17a0002h
+# %% ../nbs/16_stability.ipynb #a367e6e8
 def crystal_graph(
     model,  # from `chgnet`
     structure,  # pymatgen Structure, ordered
@@ -522,7 +522,7 @@ def crystal_graph(
             raise
         raise ValueError("an atom has no neighbour within 6 Angstrom") from e
 
-
+# %% ../nbs/16_stability.ipynb #17a0002h
 def split_portions(
     graphs,  # list of CHGNet's CrystalGraph
 ) -> list:  # of lists of graphs, in the same order
@@ -538,7 +538,7 @@ def split_portions(
         portions[-1].append(graph)
     return portions
 
-
+# %% ../nbs/16_stability.ipynb #037bfdf2
 class CHGNetPotential(Potential):
     """CHGNet 0.3.0, many crystals at once. Raises ValueError for a crystal that has no graph, see
     `crystal_graph`."""
@@ -572,7 +572,7 @@ class CHGNetPotential(Potential):
         forces = [v.double().numpy() for v in (-gradient).cpu().split(atoms.tolist())]
         return energy.double().numpy(), forces, -strain_gradient.cpu().double().numpy()
 
-# %% ../nbs/16_stability.ipynb #17a00031
+# %% ../nbs/16_stability.ipynb #cc2dcb94
 FMAX = 0.1  # eV/Angstrom: the largest force, and virial per atom, of a relaxed crystal
 MAX_STEPS = 500  # steps of a relaxation
 MAX_VOLUME_CHANGE = 3  # factor by which the volume may grow or shrink
@@ -581,7 +581,7 @@ DT_START, DT_MAX = 0.1, 1.0  # time steps; these and the following are ASE's par
 MIXING_START = 0.1  # share of the velocity that is turned towards the force
 PATIENCE = 6  # steps downhill before the time step grows
 
-
+# %% ../nbs/16_stability.ipynb #2aab01d2
 class FireState:
     "A crystal during its relaxation: atoms and cell, their velocity, and FIRE's settings."
 
@@ -609,66 +609,70 @@ class FireState:
 
         return Structure(Lattice(self.cell), self.species, self.frac)
 
-    def step(
-        self,
-        force,  # (n+3,3) on the atoms, then on the cell, eV/Angstrom
-    ):
-        "Take one step of FIRE: accelerate downhill, or stop if the velocity points uphill; move."
-        self.steps += 1
-        if (force * self.velocity).sum() > 0:
-            speed = np.linalg.norm(self.velocity)
-            along = self.mixing * force * speed / np.linalg.norm(force)
-            self.velocity = (1 - self.mixing) * self.velocity + along
-            self.downhill += 1
-            if self.downhill > PATIENCE:
-                self.dt = min(1.1 * self.dt, DT_MAX)
-                self.mixing = 0.99 * self.mixing
-        elif self.steps > 1:  # in the first step, the velocity is still 0
-            self.velocity = 0 * self.velocity
-            self.dt = 0.5 * self.dt
-            self.mixing = MIXING_START
-            self.downhill = 0
-        self.velocity = self.velocity + self.dt * force
-        self._move(self.dt * self.velocity)
+# %% ../nbs/16_stability.ipynb #d5b1f545
+def fire_step(
+    state: FireState,  # changed by the step
+    force,  # (n+3,3) on the atoms, then on the cell, eV/Angstrom
+):
+    "Take one step of FIRE: accelerate downhill, or stop if the velocity points uphill; move."
+    state.steps += 1
+    if (force * state.velocity).sum() > 0:
+        speed = np.linalg.norm(state.velocity)
+        along = state.mixing * force * speed / np.linalg.norm(force)
+        state.velocity = (1 - state.mixing) * state.velocity + along
+        state.downhill += 1
+        if state.downhill > PATIENCE:
+            state.dt = min(1.1 * state.dt, DT_MAX)
+            state.mixing = 0.99 * state.mixing
+    elif state.steps > 1:  # in the first step, the velocity is still 0
+        state.velocity = 0 * state.velocity
+        state.dt = 0.5 * state.dt
+        state.mixing = MIXING_START
+        state.downhill = 0
+    state.velocity = state.velocity + state.dt * force
+    _move(state, state.dt * state.velocity)
 
-    def _move(
-        self,
-        move,  # (n+3,3) Angstrom, of the atoms, then of the cell
-    ):
-        "Move atoms and cell; a move longer than MAX_MOVE is shortened."
-        move *= min(1, MAX_MOVE / np.linalg.norm(move))
-        self.frac = self.frac + move[:-3] @ np.linalg.inv(self.cell)
-        self.cell = self.cell @ (np.eye(3) + move[-3:] / self.n)
+# %% ../nbs/16_stability.ipynb #cc7d70f8
+def _move(
+    state: FireState,  # changed by the move
+    by,  # (n+3,3) Angstrom, of the atoms, then of the cell
+):
+    "Move atoms and cell; a move longer than MAX_MOVE is shortened."
+    by *= min(1, MAX_MOVE / np.linalg.norm(by))
+    state.frac = state.frac + by[:-3] @ np.linalg.inv(state.cell)
+    state.cell = state.cell @ (np.eye(3) + by[-3:] / state.n)
 
-    def divergence(
-        self,
-        energy,  # eV/atom
-        force,  # (n+3,3) eV/Angstrom
-    ) -> str:  # '' to go on
-        "Say why a relaxation that has diverged must stop."
-        if not np.isfinite(energy) or not np.isfinite(force).all():
-            return "diverged: energy or forces are not finite"
-        change = abs(np.linalg.det(self.cell)) / self.start_volume
-        if not 1 / MAX_VOLUME_CHANGE < change < MAX_VOLUME_CHANGE:
-            return f"diverged: the volume changed by a factor of {change:.2g}"
-        return ""
-
-    def result(
-        self,
-        reason,  # '' if the crystal is relaxed
-        kept,  # whether energy and structure are of use; False if it diverged
-    ) -> dict:  # relaxed, reason, steps, energy, structure, start_energy
-        "Make the result that `relax` describes."
-        return dict(
-            relaxed=not reason,
-            reason=reason,
-            steps=self.steps,
-            energy=float(self.energy) if kept else None,
-            structure=self.structure if kept else None,
-            start_energy=self.start_energy,
-        )
+# %% ../nbs/16_stability.ipynb #17a00031
+def _divergence(
+    state: FireState,
+    energy,  # eV/atom
+    force,  # (n+3,3) eV/Angstrom
+) -> str:  # '' to go on
+    "Say why a relaxation that has diverged must stop."
+    if not np.isfinite(energy) or not np.isfinite(force).all():
+        return "diverged: energy or forces are not finite"
+    change = abs(np.linalg.det(state.cell)) / state.start_volume
+    if not 1 / MAX_VOLUME_CHANGE < change < MAX_VOLUME_CHANGE:
+        return f"diverged: the volume changed by a factor of {change:.2g}"
+    return ""
 
 
+def _result(
+    state: FireState,
+    reason,  # '' if the crystal is relaxed
+    kept,  # whether energy and structure are of use; False if it diverged
+) -> dict:  # relaxed, reason, steps, energy, structure, start_energy
+    "Make the result that `relax` describes."
+    return dict(
+        relaxed=not reason,
+        reason=reason,
+        steps=state.steps,
+        energy=float(state.energy) if kept else None,
+        structure=state.structure if kept else None,
+        start_energy=state.start_energy,
+    )
+
+# %% ../nbs/16_stability.ipynb #7d7e7664
 def advance(
     state: FireState,  # changed by the step
     prediction,  # one item from `predict` for the structure as it is now
@@ -677,25 +681,25 @@ def advance(
 ):  # None if it takes another step, else its result, a dict as `relax` yields
     "Take one step of a relaxation, or end it if the crystal is relaxed, has diverged or must stop."
     if isinstance(prediction, str):
-        return state.result(prediction, kept=False)
+        return _result(state, prediction, kept=False)
     energy, forces, virial = prediction
     if state.steps == 0:
         state.start_energy = float(energy)
     # the symmetric part alone: the other would turn the crystal
     force = np.concatenate([forces, (virial + virial.T) / 2 / state.n])
-    if reason := state.divergence(energy, force):
-        return state.result(reason, kept=False)
+    if reason := _divergence(state, energy, force):
+        return _result(state, reason, kept=False)
     state.energy = energy
     relaxed = np.linalg.norm(force, axis=1).max() < fmax
     if not relaxed and state.steps < max_steps:
-        state.step(force)
+        fire_step(state, force)
         return None
     if shortest_distance(state.structure) < MIN_DISTANCE:
         reason = f"diverged: two atoms came closer than {MIN_DISTANCE} Angstrom"
-        return state.result(reason, kept=False)
-    return state.result("" if relaxed else f"not relaxed after {max_steps} steps", kept=True)
+        return _result(state, reason, kept=False)
+    return _result(state, "" if relaxed else f"not relaxed after {max_steps} steps", kept=True)
 
-
+# %% ../nbs/16_stability.ipynb #b4a51378
 def relax(
     structures,  # iterable of pymatgen Structures, ordered; the next is taken when one is done
     potential: Potential = None,  # by default CHGNet on the CPU
@@ -741,7 +745,7 @@ def is_same(
         return False
     return matcher().fit(one, other)
 
-
+# %% ../nbs/16_stability.ipynb #e983c35c
 def find_known(
     compositions,  # hashable composition of each crystal; None where there is no crystal
     load,  # function: index of a crystal -> pymatgen Structure, called only where it is needed
@@ -764,7 +768,7 @@ def find_known(
             report()
     return found
 
-
+# %% ../nbs/16_stability.ipynb #3a05c0e4
 def find_first(
     compositions,  # hashable composition of each crystal; None where there is no crystal
     load,  # function: index of a crystal -> pymatgen Structure, called only where it is needed
@@ -815,7 +819,7 @@ def _fractions(composition, symbols):
     "Atomic fraction of each element in a composition."
     return [composition.get_atomic_fraction(symbol) for symbol in symbols]
 
-
+# %% ../nbs/16_stability.ipynb #61e19845
 def on_scale(
     hull: Hull,
     scale: str,  # elements, calibrated, paper, or one that the hull keeps as "POTENTIAL: SCALE"
