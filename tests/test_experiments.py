@@ -1,6 +1,7 @@
 "The experiments as papermill runs them: parameters take effect or are refused."
 
 import csv
+import shutil
 from pathlib import Path
 
 import papermill
@@ -69,6 +70,21 @@ def test_train_then_sample(run):
     assert {"2", "4"} <= {row["steps"] for row in rows}
 
 
+def test_more_data_measures_a_network(run, tmp_path):
+    "The package's own weights as the other network: equal rows for both."
+    shutil.copy(root / "nbs" / "tables" / "more.csv.gz", tmp_path)
+    weights = str(root / "symmbfn" / "weights.safetensors")
+    few = dict(samples=3, relaxations=1, steps=4, workers=1)
+    folder = run("35_more_data", weights=weights, tables=str(tmp_path), **few)
+    rows = read_csv(folder / "more_measured.csv")
+    assert len(rows) == 10
+    assert {row.pop("network") for row in rows} == {"package", "with more data"}
+    for row in rows:
+        row.pop("new")  # the second network has seen more
+        row.pop("metastable_new")
+    assert rows[:5] == rows[5:]
+
+
 WRONG = [  # experiment, parameters, words of the error message
     ("20_train", dict(epoch=3), "Unknown parameter epoch"),
     ("20_train", dict(epochs="many"), "Parameter epochs is 'many', but must be int"),
@@ -82,6 +98,8 @@ WRONG = [  # experiment, parameters, words of the error message
     ("25_stability", dict(relaxation=10), "Unknown parameter relaxation"),
     ("32_calibration", dict(measure="all"), "Parameter measure is 'all', but must be bool"),
     ("32_calibration", dict(measure=True, data="none"), "There is no folder peers to measure"),
+    ("35_more_data", dict(measure=True, data="none"), "There is no none/mp_more"),
+    ("35_more_data", dict(weights="none"), "There is no none to measure"),
 ]
 
 
