@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# %% ../nbs/18_generation.ipynb #90cedad3
 from symmbfn.condition import (
     Constraints,
     Request,
@@ -56,6 +57,8 @@ from symmbfn.data import (
     save_dataset,
     save_tensors,
 )
+
+# %% ../nbs/18_generation.ipynb #8884b53a
 from .lattice import CRYSTAL_SYSTEMS, constrain, lattice_to_k
 from symmbfn.metrics import (
     MIN_DISTANCE,
@@ -99,7 +102,7 @@ class SamplerConfig:
     min_distance: float = MIN_DISTANCE  # Angstrom the decoder keeps between atoms; 0: any
     repair_rounds: int = REPAIR_ROUNDS  # how often an invalid crystal is sampled again; 0: never
 
-
+# %% ../nbs/18_generation.ipynb #5ea18db5
 @dataclass(frozen=True)
 class Targets:
     "What is asked of B crystals with N sites in all."
@@ -113,7 +116,7 @@ class Targets:
         y = None if self.y is None else self.y[index]
         return Targets(self.numbers[index], self.constraints[index], y)
 
-
+# %% ../nbs/18_generation.ipynb #47bb4546
 def is_invalid(
     c: Crystals,  # B crystals
 ) -> Tensor:  # (B,) bool
@@ -125,7 +128,7 @@ def is_invalid(
         invalid[others] = torch.tensor(found) != c.G[others]
     return invalid
 
-
+# %% ../nbs/18_generation.ipynb #aa8cd63a
 def sample_once(
     model,  # a trained Model
     targets: Targets,  # of B crystals
@@ -154,7 +157,7 @@ def sample_once(
     crystals, _ = reconstruct(beliefs, on_cpu.G, on_cpu.b, on_cpu.positions, config.min_distance)
     return crystals
 
-
+# %% ../nbs/18_generation.ipynb #17a9fee7
 def replace_crystals(
     crystals: Crystals,  # B crystals
     index: Tensor,  # (n,) int64: which of them to replace
@@ -165,7 +168,7 @@ def replace_crystals(
     order[index] = len(crystals) + torch.arange(len(index))  # `concat` puts the others last
     return concat([crystals, others])[order]
 
-
+# %% ../nbs/18_generation.ipynb #c1730487
 def repair(
     model,  # a trained Model
     crystals: Crystals,  # B crystals, some of which may be invalid
@@ -192,7 +195,7 @@ def repair(
         crystals = replace_crystals(crystals, invalid, repaired)
     return crystals
 
-
+# %% ../nbs/18_generation.ipynb #11a3bd18
 def sample_batch(
     model,  # a trained Model
     targets: Targets,  # of B crystals
@@ -219,7 +222,7 @@ def is_out_of_memory(
     too_much = any(sentence in str(error) for sentence in sentences)
     return isinstance(error, torch.cuda.OutOfMemoryError) or too_much
 
-
+# %% ../nbs/18_generation.ipynb #396c91d1
 def sample_batches(
     model,  # a trained Model
     targets: Targets,  # of all crystals
@@ -243,7 +246,7 @@ def sample_batches(
         yield batch
         first = end
 
-
+# %% ../nbs/18_generation.ipynb #21bea116
 def sample_crystals(
     model,  # a trained Model
     prior: EmpiricalPrior,  # counts in the training set of the model (06)
@@ -299,7 +302,7 @@ def crystal_table(
             for i, (structure, G, w) in enumerate(zip(structures, crystals.G.tolist(), positions))
         ]
 
-
+# %% ../nbs/18_generation.ipynb #e7da9ef5
 def table_row(
     number,  # the crystal's number in the table, from 0
     structure,  # pymatgen Structure, primitive cell
@@ -338,7 +341,7 @@ def write_cif_and_poscar(
     by_element = sorted(structure, key=lambda site: structure.elements.index(site.specie))
     Poscar(Structure.from_sites(by_element), comment=name).write_file(folder / f"{name}.vasp")
 
-
+# %% ../nbs/18_generation.ipynb #72fb67ee
 def write_extxyz(
     path,  # file to write
     structures,  # list of pymatgen Structures
@@ -350,7 +353,7 @@ def write_extxyz(
     frames = [AseAtomsAdaptor.get_atoms(s, msonable=False) for s in structures]
     write(path, frames, format="extxyz")
 
-
+# %% ../nbs/18_generation.ipynb #ead7ff6a
 def write_csv(
     path,  # file to write
     rows,  # list of dicts with the same keys, at least one
@@ -363,7 +366,7 @@ def write_csv(
         writer.writerows(rows)
     os.replace(part, path)
 
-
+# %% ../nbs/18_generation.ipynb #70f87927
 def write_crystals(
     folder,  # path of a folder, which is made if it isn't there
     crystals: Crystals,
@@ -417,7 +420,7 @@ def check_standard_setting(
                 f"coordinates are read: transform them, and give {number} as the space group."
             )
 
-
+# %% ../nbs/18_generation.ipynb #d37b922d
 def parse_groups(
     space_group,  # 225, 'Fm-3m', 'cubic', '221-230', or several in any container or with commas
 ) -> tuple:  # of int: numbers of space groups, ascending
@@ -427,7 +430,7 @@ def parse_groups(
         groups.update(groups_of_name(name))
     return tuple(sorted(groups))
 
-
+# %% ../nbs/18_generation.ipynb #920e056a
 def groups_of_name(
     name,  # a number 225 or '225', a range '221-230', a symbol 'Fm-3m' or a crystal system 'cubic'
 ):  # range or list of int: numbers of space groups
@@ -463,7 +466,7 @@ def parse_elements(
         numbers.update(parse_element(word) for word in words)
     return tuple(sorted(numbers))
 
-
+# %% ../nbs/18_generation.ipynb #79c34d61
 def parse_element(
     element,  # 'Li', 'li', 'Li+', 3, or an Element or Species of pymatgen
 ) -> int:  # atomic number, 1 to 94; that of hydrogen for deuterium and tritium
@@ -481,7 +484,7 @@ def parse_element(
         raise ValueError(f"Element {element!r} is unknown: give symbols up to Pu, such as 'Li,O'.")
     return found.Z
 
-
+# %% ../nbs/18_generation.ipynb #3e44f7c7
 def parse_composition(
     composition,  # 'LiFePO4', a dict, a pymatgen Composition or Structure; None: any composition
 ) -> dict:  # atomic number -> atoms in one formula unit, ascending; empty: any composition
@@ -504,7 +507,7 @@ def parse_composition(
         )
     return {Z: round(formula[Z]) for Z in sorted(formula)}
 
-
+# %% ../nbs/18_generation.ipynb #1c285465
 def read_amounts(
     composition,  # formula, dict or Composition
 ) -> dict:  # symbol of an element -> amount in one formula unit
@@ -524,7 +527,7 @@ def read_amounts(
             "'LiFePO4'."
         ) from error
 
-
+# %% ../nbs/18_generation.ipynb #41b6e3fc
 def with_elements(
     request: Request,
     composition,  # exactly this composition, as for `parse_composition`
@@ -552,7 +555,7 @@ def with_elements(
             )
     return replace(request, elements=allowed, required=required, formula=formula)
 
-
+# %% ../nbs/18_generation.ipynb #7a529e5a
 def symbol_of(
     Z: int,  # atomic number
 ) -> str:  # such as 'Li'
@@ -604,7 +607,7 @@ def parse_template(
     k = tuple(c.k[0].tolist()) if "lattice" in keep else ()
     return G, tuple(sites), k
 
-
+# %% ../nbs/18_generation.ipynb #53944f5a
 def with_template(
     request: Request,
     template,  # as for `parse_template`; None: no template
@@ -645,7 +648,7 @@ def parse_letter(
         f"Space group {G} has no Wyckoff position {text!r}: it has {', '.join(labels)}."
     )
 
-
+# %% ../nbs/18_generation.ipynb #26842170
 def parse_site(
     site,  # (element, Wyckoff position, coordinates): ('Ti', '2a', None), where None is open
     groups,  # tuple of space groups that the request allows
@@ -670,7 +673,7 @@ def parse_site(
         x=() if x is None else tuple(finite_numbers("A coordinate of a site", x)),
     )
 
-
+# %% ../nbs/18_generation.ipynb #3493e838
 def finite_numbers(
     name,  # what they are, for the error message
     values,  # numbers in any container
@@ -692,14 +695,14 @@ def with_sites(
     further.sort(key=lambda site: (site.letter, site.element, site.x))
     return replace(request, given=request.given + tuple(further))
 
-
+# %% ../nbs/18_generation.ipynb #815d5b92
 def has_coordinates(
     sites: list,  # of triples as for `parse_site`
 ) -> bool:
     "Whether the coordinates of a site are given."
     return any(x is not None for _, _, x in sites)
 
-
+# %% ../nbs/18_generation.ipynb #2e8ef798
 def check_sites(request: Request):
     "Raise ValueError if the given sites contradict each other or the rest of the request."
     check_fixed_positions(request)
@@ -749,7 +752,7 @@ def parse_lattice(
         )
     return tuple(k.tolist()), tuple(fitting)
 
-
+# %% ../nbs/18_generation.ipynb #ed9b737e
 def parse_cell(
     cell,  # a, b, c in Angstrom and alpha, beta, gamma in degrees
 ) -> list:  # of 6 float
@@ -819,7 +822,7 @@ def write_json(
     part.write_text(json.dumps(value))
     os.replace(part, path)
 
-
+# %% ../nbs/18_generation.ipynb #89cc34d2
 def load_progress(
     folder: Path,  # may be missing
     description: dict,  # what `describe_request` returns
@@ -838,7 +841,7 @@ def load_progress(
     file = folder / "crystals.safetensors"
     return [load_dataset(file)[0].crystals] if file.exists() else []
 
-
+# %% ../nbs/18_generation.ipynb #59c94ee7
 def read_request(
     folder: Path,
 ):  # what `describe_request` returned, or None if the folder has no request
@@ -853,7 +856,7 @@ def read_request(
             f"{path} is damaged, so what is in its folder can't be told: give another folder."
         ) from error
 
-
+# %% ../nbs/18_generation.ipynb #5a0733ea
 def describe_request(
     n: int,  # number of crystals
     condition,  # dict: property -> value to aim at; None: none
@@ -869,7 +872,7 @@ def describe_request(
     everything |= dict(weights=digest(net.state_dict()), request=asdict(request))
     return json.loads(json.dumps(everything))  # tuples become lists, as they will in the file
 
-
+# %% ../nbs/18_generation.ipynb #d4526201
 def open_folder(
     folder: Path,  # made if it isn't there
     description: dict,  # what `describe_request` returns
@@ -915,7 +918,7 @@ def parse_condition(
         (targets[str(name)],) = finite_numbers(f"The target of {name}", [value])
     return targets
 
-
+# %% ../nbs/18_generation.ipynb #1b26976a
 def target_properties(
     model,  # a trained Model
     condition: dict,  # property -> value to aim at, in the property's own unit
@@ -936,7 +939,7 @@ def target_properties(
         y[:, column] = value
     return y
 
-
+# %% ../nbs/18_generation.ipynb #d971a223
 def warn_if_unusual(
     name,  # of a property
     value,  # to aim at
@@ -975,7 +978,7 @@ def parse_folder(
         raise ValueError("out is empty: name a folder.")
     return Path(out)
 
-
+# %% ../nbs/18_generation.ipynb #4952070d
 def resolve_batch_size(
     batch_size,  # crystals sampled at once, or 'auto'
     device: str,  # what `resolve_device` returns
@@ -1013,7 +1016,7 @@ def number_to_sample(
         raise ValueError(f"best is {best}: give a share above 0, up to 1.")
     return math.ceil(n / share)
 
-
+# %% ../nbs/18_generation.ipynb #fadfef68
 def unrelaxed_energies(
     structures,  # list of pymatgen Structures
     device="cpu",  # where CHGNet is computed
@@ -1033,7 +1036,7 @@ def unrelaxed_energies(
             energies[i] = formation - hull_energy(hull, composition)
     return energies
 
-
+# %% ../nbs/18_generation.ipynb #f6e8e7a6
 def select_best(
     crystals: Crystals,
     n: int,  # how many to select
@@ -1054,7 +1057,7 @@ class Generated(NamedTuple):
     table: object  # pandas DataFrame with the columns of `table_row`, a row for each crystal
     crystals: Crystals  # tensors
 
-
+# %% ../nbs/18_generation.ipynb #3e7dcafb
 def sample_with_progress(
     sampler,  # sampler(first=i, report=f) samples crystals i to n-1, and calls f with each batch
     n: int,  # number of crystals, with those that are in the folder already
@@ -1079,7 +1082,7 @@ def sample_with_progress(
             sampler(first=first, report=keep)
     return concat(batches)
 
-
+# %% ../nbs/18_generation.ipynb #8fcc8e36
 def plan_crystals(
     trained: Trained,
     request: Request,
@@ -1097,7 +1100,7 @@ def plan_crystals(
     prior = condition_prior(trained.prior, first, None if allowed.all() else allowed)
     return dict(constraints=sample_constraints(request, prior, n, seed), y=y)
 
-
+# %% ../nbs/18_generation.ipynb #8301cc72
 def describe_crystals(
     crystals: Crystals,
     out: Path | None,  # folder to write them to; None: write nothing
@@ -1116,7 +1119,7 @@ def describe_crystals(
         rows = write_crystals(out, crystals, [extra] * len(crystals))
     return Generated(decode(crystals, primitive=True), pd.DataFrame(rows), crystals)
 
-
+# %% ../nbs/18_generation.ipynb #e1ea1cc6
 def generate(
     n,  # number of crystals
     *,
