@@ -43,6 +43,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# %% ../nbs/19_evaluation.ipynb #796caeb3
 from .core import Crystals, real_number, whole_number
 from .data import Dataset, load_mp20, load_tensors
 from .datasets import cache_folder, check_workers, whole_text
@@ -70,6 +71,8 @@ from symmbfn.metrics import (
     wasserstein,
     wilson,
 )
+
+# %% ../nbs/19_evaluation.ipynb #30ffcf32
 from symmbfn.stability import (
     FMAX,
     MAX_STEPS,
@@ -114,30 +117,21 @@ def _content(source):
     ]
     return "\n".join([*numbers, *elements])
 
-
+# %% ../nbs/19_evaluation.ipynb #28657b83
 class StoreError(OSError):
     "The file of results cannot be read or written; no crystal is at fault."
 
 
-class Store:
-    """Results in one SQLite file that several processes may use at once. A result is found by the
-    key of its stage (`Stage.key`) and that of its crystal (`content_key`). If the file cannot be
-    used, all methods raise a StoreError that says what to do."""
+class _Database:
+    "An SQLite file. If it cannot be used, all methods raise a StoreError that says what to do."
 
-    def __init__(
-        self,
-        path,  # file, made if it isn't there
-    ):
+    def __init__(self, path):
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
         except (OSError, sqlite3.Error) as e:
             raise self._error(e) from e
-        self._execute(
-            "CREATE TABLE IF NOT EXISTS found (stage TEXT, content TEXT, row TEXT, "
-            "PRIMARY KEY (stage, content)) WITHOUT ROWID"
-        )
 
     def _error(self, reason):
         "Say which file cannot be used, and what to do."
@@ -153,6 +147,19 @@ class Store:
         except sqlite3.Error as e:
             raise self._error(e) from e
 
+# %% ../nbs/19_evaluation.ipynb #db38d5a1
+class Store(_Database):
+    """Results in one SQLite file that several processes may use at once, found by the keys of a
+    stage (`Stage.key`) and a crystal (`content_key`). Raises a StoreError that says what to do."""
+
+    def __init__(
+        self,
+        path,  # file, made if it isn't there
+    ):
+        super().__init__(path)
+        columns = "stage TEXT, content TEXT, row TEXT, PRIMARY KEY (stage, content)"
+        self._execute(f"CREATE TABLE IF NOT EXISTS found ({columns}) WITHOUT ROWID")
+
     def put(self, stage, key, row: dict):
         "Keep a result; an earlier one with the same keys is replaced."
         query = "INSERT OR REPLACE INTO found VALUES (?, ?, ?)"
@@ -164,8 +171,7 @@ class Store:
 
     def keys(self, stage) -> set:  # of `content_key`
         "List the crystals that have a result of a stage."
-        found = self._execute("SELECT content FROM found WHERE stage = ?", stage)
-        return {key for (key,) in found}
+        return {key for (key,) in self._execute("SELECT content FROM found WHERE stage = ?", stage)}
 
     def rows(self, stage, keys) -> list:  # of dict, in the order of the keys
         "Look up the results of crystals that all have one."
@@ -192,7 +198,7 @@ def read_stage(
         else:
             yield i, dict(reason="", formula=s.composition.reduced_formula, atoms=len(s))
 
-
+# %% ../nbs/19_evaluation.ipynb #cb952372
 def measure_stage(
     sources,  # list
 ):  # yields index, dict from `measure_structure`, or only reason: why it could not be read
@@ -221,7 +227,7 @@ def measure_structure(
         limits=beyond_limits(structure),  # why it is not relaxed and not matched with others, or ''
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #76c107b5
 def fingerprint_stage(
     sources,  # list
 ):  # yields index, dict: structure (61,), composition (132,) not scaled, reason ''; or only reason
@@ -244,7 +250,7 @@ def _fingerprints(structure):
     features = magpie_features(structure.composition).tolist()
     return dict(reason="", structure=rounded, composition=features)
 
-
+# %% ../nbs/19_evaluation.ipynb #8de519fb
 def composition_stage(
     formulas,  # list of str
 ):  # yields index, dict: composition (132,), reason ''
@@ -254,7 +260,7 @@ def composition_stage(
     for i, formula in enumerate(formulas):
         yield i, dict(reason="", composition=magpie_features(Composition(formula)).tolist())
 
-
+# %% ../nbs/19_evaluation.ipynb #821e9f0b
 def primitive_cell(
     structure,  # pymatgen Structure, ordered
     symprec=1e-3,  # Angstrom: how far an atom may be from its symmetric place
@@ -269,7 +275,7 @@ def primitive_cell(
     lattice, frac, numbers = found
     return type(structure)(lattice, numbers, frac)
 
-
+# %% ../nbs/19_evaluation.ipynb #20831ca0
 def relax_stage(
     sources,  # list
     potential: Potential = None,  # by default CHGNet on the CPU
@@ -294,7 +300,7 @@ def relax_stage(
         described = {} if end is None else _describe_relaxed(structures[j], end)
         yield indices[j], result | described
 
-
+# %% ../nbs/19_evaluation.ipynb #717d1f4c
 def _describe_relaxed(
     start,  # pymatgen Structure
     end,  # pymatgen Structure: the same crystal, relaxed
@@ -310,7 +316,7 @@ def _describe_relaxed(
         volume_change=end.volume / start.volume,  # a factor
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #e35cec96
 @dataclass(frozen=True)
 class Stage:
     "A computation on each crystal whose results are kept."
@@ -349,7 +355,7 @@ class Job:
         "Key in the store under which workers write down the crystals that they have begun."
         return f"{self.stage.key} begun {self.parent}"
 
-
+# %% ../nbs/19_evaluation.ipynb #32e0001b
 def compute_items(
     job: Job,
     items,  # list of (content key, source)
@@ -378,7 +384,7 @@ def compute_items(
                     compute_items(job, [item])
     return len(items)
 
-
+# %% ../nbs/19_evaluation.ipynb #ca87da1a
 @cache  # a worker does several tasks, and is prepared at the first
 def prepare_worker(
     parent,  # id of the process that started this worker
@@ -399,7 +405,7 @@ def _work(job, items):
     prepare_worker(job.parent)
     return compute_items(job, items)
 
-
+# %% ../nbs/19_evaluation.ipynb #04667653
 def in_workers(
     job: Job,
     tasks,  # list of tasks; each is a list of (content key, source)
@@ -417,7 +423,7 @@ def in_workers(
         warnings.filterwarnings("ignore", "A worker stopped")
         yield from parallel(delayed(_work)(job, items) for items in tasks)
 
-# %% ../nbs/19_evaluation.ipynb #32e0001b
+# %% ../nbs/19_evaluation.ipynb #2c8839f2
 def run_stage(
     stage: Stage,
     sources: dict,  # content key -> source
@@ -443,12 +449,15 @@ def run_stage(
     store.drop(job.begun)
     return store.rows(stage.key, sources)
 
-
+# %% ../nbs/19_evaluation.ipynb #6bd63539
 def _tasks(items, size):
     "Split a list into lists of at most `size` items."
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
+_NO_MEMORY = "A worker process died before it began, perhaps for lack of memory: use fewer workers."
+
+# %% ../nbs/19_evaluation.ipynb #9b9dc443
 def _run_in_workers(
     job,  # Job
     items,  # list of (content key, source)
@@ -470,17 +479,14 @@ def _run_in_workers(
             items = [item for item in items if item[0] not in done]
             suspects = [item for item in items if item[0] in begun]
             if not suspects:
-                raise RuntimeError(
-                    "A worker process died before it began, perhaps for lack of memory: use "
-                    "fewer workers."
-                ) from e
+                raise RuntimeError(_NO_MEMORY) from e
             for item in suspects:  # a crystal that was begun may be the one that kills
                 _try_alone(job, item, store)
             items = [item for item in items if item[0] not in begun]
             bar.n = total - len(items)
             bar.refresh()
 
-
+# %% ../nbs/19_evaluation.ipynb #71497ece
 def _try_alone(job, item, store):
     "Run a stage on one (content key, source) in a new worker; store a reason if that dies too."
     try:
@@ -516,7 +522,7 @@ def formula_key(
     numbers = sorted(amounts)
     return composition_key(numbers, [amounts[Z] for Z in numbers])
 
-
+# %% ../nbs/19_evaluation.ipynb #56825000
 @dataclass(frozen=True)
 class ReferenceSet:
     "m crystals that generated ones are compared with; training, validation or test set."
@@ -535,7 +541,7 @@ class ReferenceSet:
         "Get a crystal by its index as a pymatgen Structure."
         return to_structure(self.source(i))
 
-
+# %% ../nbs/19_evaluation.ipynb #303f3f84
 def reference_from_crystals(
     names,  # (m,) of str
     crystals: Crystals,  # m crystals
@@ -555,7 +561,7 @@ def reference_from_crystals(
         statistics={"group" if name == "G" else name: v for name, v in statistics.items()},
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #d41aecb8
 def reference_from_sources(
     names,  # (m,) of str
     sources,  # list of m crystals, as `load_structures` gives them
@@ -574,7 +580,7 @@ def reference_from_sources(
         statistics={name: np.array([r[name] for r in readable]) for name in columns},
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #a8de8da4
 def element_shares(
     rows,  # list of dict from the stage READ or MEASURE
 ) -> np.ndarray:  # (119,) adds up to 1; all 0 if no crystal could be read
@@ -611,11 +617,7 @@ class Computer:
         yield
         self.seconds[title] = self.seconds.get(title, 0.0) + time.perf_counter() - began
 
-    def __call__(
-        self,
-        stage: Stage,
-        sources,  # list
-    ) -> list:  # of dict: the row of each source, in order
+    def __call__(self, stage: Stage, sources: list) -> list:  # of dict: their rows, in order
         "Run a stage on sources; equal ones are computed once."
         with self.timed(stage.title):
             keys = [content_key(s) for s in sources]
@@ -623,7 +625,7 @@ class Computer:
             rows = dict(zip(unique, run_stage(stage, unique, self.store, self.workers)))
         return [rows[key] for key in keys]
 
-
+# %% ../nbs/19_evaluation.ipynb #f2de0f92
 def mp20_test_fingerprints() -> Fingerprints:
     """Read the fingerprints of MP-20's test set, which come with the package. They are stored as
     whole multiples of a step, which is small."""
@@ -643,7 +645,7 @@ def collect_fingerprints(
     structure = [r.get("structure", no_structure) for r in rows]
     return Fingerprints(np.array(structure), np.array(composition))
 
-
+# %% ../nbs/19_evaluation.ipynb #ff4fb8d6
 @dataclass(frozen=True)
 class References:
     "The reference sets that there are."
@@ -672,7 +674,7 @@ def mp20_references() -> References:
     sets["test"] = replace(sets["test"], fingerprints=mp20_test_fingerprints())
     return References(sets, mp20_scale())
 
-
+# %% ../nbs/19_evaluation.ipynb #94c79c03
 def load_references(
     given: dict,  # 'train', 'val', 'test' -> a set in any format, or None; all None: MP-20's sets
     compute: Computer,
@@ -696,7 +698,7 @@ def load_references(
     sets["test"] = replace(test, fingerprints=collect_fingerprints(rows, scale))
     return References(sets, scale)
 
-
+# %% ../nbs/19_evaluation.ipynb #2acd4804
 def _loaded(structures):
     "Load a set; a Dataset and Crystals stay as they are."
     return (
@@ -713,7 +715,7 @@ def _reference(structures, compute, with_statistics):
         return reference_from_crystals(names, structures, with_statistics)
     return reference_from_sources(*structures, compute, with_statistics)
 
-
+# %% ../nbs/19_evaluation.ipynb #0cfd888f
 def data_scale(
     reference: ReferenceSet,
     compute: Computer,
@@ -745,7 +747,7 @@ def distance(
         return None
     return measure(values, statistics[column])
 
-
+# %% ../nbs/19_evaluation.ipynb #0febfb01
 def distances(
     rows,  # of MEASURE: generated crystals
     statistics,  # `ReferenceSet.statistics` of the test set
@@ -769,7 +771,7 @@ def distances(
         groups_all=distance(jensen_shannon, readable, statistics, "group"),
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #32e00023
 @dataclass(frozen=True)
 class Measurement:
     "A set of n crystals, measured and compared with the references."
@@ -782,7 +784,7 @@ class Measurement:
     # None for a distance from an empty set
     table2: dict
 
-
+# %% ../nbs/19_evaluation.ipynb #2e9cf1c7
 def measure(
     sources,  # list of crystals
     references: References,
@@ -802,7 +804,7 @@ def measure(
         table2["distance_composition"] = float(difference.sum() / 2)
     return Measurement(rows, reasons, table2)
 
-
+# %% ../nbs/19_evaluation.ipynb #dc566486
 def validity(
     rows,  # (n,) of MEASURE
 ) -> dict:  # valid, valid_radii, charge_balanced, valid_and_balanced: (n,) bool
@@ -818,7 +820,7 @@ def validity(
         valid_and_balanced=marks("valid") & marks("charge_balanced"),
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #300dd229
 def compare_to_test_set(
     rows,  # (n,) of MEASURE
     fingerprints: Fingerprints,  # of the same n crystals
@@ -830,7 +832,7 @@ def compare_to_test_set(
     found = distances(rows, test.statistics)
     return covered | {f"distance_{name}": value for name, value in found.items()}
 
-
+# %% ../nbs/19_evaluation.ipynb #11ec87f9
 def measure_floor(
     n,  # how many crystals to draw
     references: References,
@@ -844,23 +846,18 @@ def measure_floor(
     sources = [references.train.source(i) for i in chosen]
     return measure(sources, references, compute).table2
 
-# %% ../nbs/19_evaluation.ipynb #32e00023
+# %% ../nbs/19_evaluation.ipynb #1171f10f
 METASTABLE = 0.1  # eV/atom above the hull, section 4.2
 RELAXATION_COLUMNS = ("relaxed", "steps", "start_energy", "energy", "rmsd", "volume_change")
 
 
-def energy_above_hull(
-    row,  # of MEASURE
-    relaxed,  # row of the same crystal from `relax_stage`
+def _relaxation_columns(
+    relaxed,  # row of a crystal from `relax_stage`
     hull: Hull,
-    potential: str,  # name of the potential
-) -> dict:  # RELAXATION_COLUMNS and the columns below; None where a number is missing
-    """Compute a crystal's energy above the hull (eV/atom) from its relaxation. If the hull lacks an
-    element, reason_relaxed says so."""
-    from pymatgen.core import Composition
-
+) -> dict:  # RELAXATION_COLUMNS and the columns below
+    "Collect the columns of a crystal that is not compared with the hull, or not yet."
     columns = {k: relaxed.get(k) for k in RELAXATION_COLUMNS}
-    columns |= dict(
+    return columns | dict(
         group_relaxed=relaxed.get("group"),
         reason_relaxed=relaxed["reason"],
         formation_energy=None,
@@ -869,6 +866,19 @@ def energy_above_hull(
         metastable=False,
         hull=hull.name,
     )
+
+# %% ../nbs/19_evaluation.ipynb #1d036a85
+def energy_above_hull(
+    row,  # of MEASURE
+    relaxed,  # row of the same crystal from `relax_stage`
+    hull: Hull,
+    potential: str,  # name of the potential
+) -> dict:  # the columns of `_relaxation_columns`; None where a number is missing
+    """Compute a crystal's energy above the hull (eV/atom) from its relaxation. If the hull lacks an
+    element, reason_relaxed says so."""
+    from pymatgen.core import Composition
+
+    columns = _relaxation_columns(relaxed, hull)
     if relaxed.get("energy") is None:
         return columns
     composition = Composition(row["formula"])
@@ -885,7 +895,7 @@ def energy_above_hull(
         metastable=above <= METASTABLE,
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #0fcf4f11
 @dataclass(frozen=True)
 class RelaxationPlan:
     "How many crystals to relax, with which potential, and with which hull to compare them."
@@ -900,7 +910,7 @@ class RelaxationPlan:
         on_gpu = getattr(self.potential, "device", "cpu") != "cpu"
         return relaxation(self.potential, batch_size=64 if on_gpu else 8)
 
-
+# %% ../nbs/19_evaluation.ipynb #cbb58d58
 def check_potential(
     potential,  # Potential, or None for CHGNet
     device,  # device for CHGNet: cpu or cuda
@@ -916,7 +926,7 @@ def check_potential(
         )
     return potential
 
-
+# %% ../nbs/19_evaluation.ipynb #8ee558b9
 def plan_relaxations(
     n,  # how many crystals to relax
     *,
@@ -935,7 +945,7 @@ def plan_relaxations(
         hull.references_of(potential.name)  # called for its check
     return RelaxationPlan(n, potential, hull)
 
-
+# %% ../nbs/19_evaluation.ipynb #f4a0ce8a
 def relax_crystals(
     measured,  # (n,) rows of MEASURE
     sources,  # (n,) crystals
@@ -957,7 +967,7 @@ def relax_crystals(
     ]
     return stability, [relaxed_structure(s, result) for s, result in zip(sources, results)]
 
-
+# %% ../nbs/19_evaluation.ipynb #b9ffe64b
 def relaxed_structure(
     source,  # a crystal
     relaxed,  # row of the same crystal from `relax_stage`
@@ -986,7 +996,7 @@ def find_duplicates(
         columns[f"in_{split}"] = [None if i is None else known.names[i] for i in found]
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
-
+# %% ../nbs/19_evaluation.ipynb #32e00037
 @dataclass(frozen=True)
 class Duplicates:
     "Results of `find_duplicates`, before and after relaxation."
@@ -1015,7 +1025,7 @@ def compare_crystals(
         after = find_duplicates(of_relaxed, relaxed.__getitem__, references, bar.update)
     return Duplicates(given, after)
 
-# %% ../nbs/19_evaluation.ipynb #32e00037
+# %% ../nbs/19_evaluation.ipynb #bd55c3d7
 def mark_unique_novel(
     rows,  # list of dict with stable, metastable, first_relaxed and in_train_relaxed
     stability,  # name of the column that decides: stable or metastable
@@ -1042,7 +1052,7 @@ def mark_sun(
     metastable = mark_unique_novel(rows, "metastable")
     return [dict(sun=s, metastable_un=m) for s, m in zip(stable, metastable)]
 
-
+# %% ../nbs/19_evaluation.ipynb #2c8bd2d2
 def merge_rows(
     *tables,  # lists of dict, one for each crystal; some may be shorter
 ) -> list:  # of dict, as many as in the longest list
@@ -1094,7 +1104,7 @@ def share_line(
     floor = None if floor is None else float(np.mean(floor))
     return number_line(name, float(np.mean(marks)), len(marks), floor)
 
-
+# %% ../nbs/19_evaluation.ipynb #ee7dacdc
 def table2_lines(
     table2,  # `Measurement.table2`
     floor,  # from `measure_floor`
@@ -1107,7 +1117,7 @@ def table2_lines(
         for name, value in table2.items()
     ]
 
-
+# %% ../nbs/19_evaluation.ipynb #e6eb96be
 def novelty_lines(
     rows,  # from `assemble_rows`
 ) -> list:  # of dict from `number_line`
@@ -1122,7 +1132,7 @@ def novelty_lines(
             lines.append(share_line(f"novel_for_{split}", novel))
     return lines
 
-
+# %% ../nbs/19_evaluation.ipynb #0e8bf58d
 def stability_lines(
     rows,  # from `assemble_rows`: the crystals that were to be relaxed
 ) -> list:  # of dict from `number_line`
@@ -1144,7 +1154,7 @@ def stability_lines(
         lines.append(number_line(f"median_{name}", float(np.median(values)) if values else None))
     return lines
 
-
+# %% ../nbs/19_evaluation.ipynb #5e900f81
 def cost_lines(
     lines,  # from `stability_lines`
     seconds,  # that one crystal took to generate
@@ -1174,7 +1184,7 @@ def summarize(
         lines += cost_lines(stability, seconds) if seconds else []
     return lines
 
-
+# %% ../nbs/19_evaluation.ipynb #e3caf1e8
 def format_summary(
     lines,  # from `summarize`
 ) -> str:
@@ -1208,7 +1218,7 @@ def write_csv(
         table.writeheader()
         table.writerows(rows)
 
-
+# %% ../nbs/19_evaluation.ipynb #32e00027
 def to_frame(
     structure,  # pymatgen Structure
     row,  # the crystal's row of the report
@@ -1230,7 +1240,7 @@ def to_frame(
         info=info,
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #9f97bb2b
 @dataclass(frozen=True)
 class Report:
     "What `evaluate` returns for n crystals; print it to read the summary."
@@ -1256,21 +1266,25 @@ class Report:
     ):
         """Write the report: structures.csv (a row for each crystal), summary.csv and summary.txt,
         about.json (settings and timings), relaxed.extxyz (the relaxed crystals)."""
-        from ase.io import write
+        _write_files(self, Path(folder))
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_csv(folder / "structures.csv", self.rows)
-        write_csv(folder / "summary.csv", self.summary)
-        with whole_text(folder / "summary.txt") as file:
-            file.write(f"{self}\n")
-        with whole_text(folder / "about.json") as file:
-            json.dump(self.about, file, indent=1)
-        frames = [to_frame(s, row) for row, s in zip(self.rows, self.relaxed) if s is not None]
-        with whole_text(folder / "relaxed.extxyz") as file:
-            write(file, frames, format="extxyz")
+# %% ../nbs/19_evaluation.ipynb #e4d8603b
+def _write_files(report, folder):
+    "Write the files of a report to a folder."
+    from ase.io import write
 
-# %% ../nbs/19_evaluation.ipynb #32e00027
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "structures.csv", report.rows)
+    write_csv(folder / "summary.csv", report.summary)
+    with whole_text(folder / "summary.txt") as file:
+        file.write(f"{report}\n")
+    with whole_text(folder / "about.json") as file:
+        json.dump(report.about, file, indent=1)
+    frames = [to_frame(s, row) for row, s in zip(report.rows, report.relaxed) if s is not None]
+    with whole_text(folder / "relaxed.extxyz") as file:
+        write(file, frames, format="extxyz")
+
+# %% ../nbs/19_evaluation.ipynb #fc1a19de
 def describe(
     n,  # how many crystals were given
     plan: RelaxationPlan,
@@ -1293,7 +1307,7 @@ def describe(
         versions={package: version(package) for package in packages},
     )
 
-
+# %% ../nbs/19_evaluation.ipynb #6d9b1c3e
 def check_seconds(
     seconds,  # that one crystal took to generate, or None
 ):  # float, or None
@@ -1313,7 +1327,7 @@ def count_relaxations(
     "Check how many crystals to relax. Raises ValueError unless it is a whole number from 0."
     return n if relaxations is None else min(whole_number("relaxations", relaxations, least=0), n)
 
-
+# %% ../nbs/19_evaluation.ipynb #d87be512
 def prepare_folder(
     folder,  # made if it isn't there; None: no report is written
 ):
@@ -1329,7 +1343,7 @@ def prepare_folder(
             "another folder."
         ) from e
 
-
+# %% ../nbs/19_evaluation.ipynb #b6151b5e
 def write_report(
     report: Report,
     folder,  # None: no report is written
@@ -1346,7 +1360,7 @@ def write_report(
             stacklevel=3,
         )
 
-
+# %% ../nbs/19_evaluation.ipynb #39a5679d
 def evaluate(
     structures,  # a path, `Crystals`, a `Dataset`, or an iterable of structures and CIF texts
     *,
