@@ -19,7 +19,7 @@ TRAINING_NEEDS = {"torch", "numpy", "safetensors"}
 def module_of(path):
     "Name of the module that a notebook exports, or None."
     for cell in nbformat.read(path, 4).cells:
-        if "#| default_exp" in cell.source:
+        if cell.cell_type == "code" and "#| default_exp" in cell.source:
             return cell.source.split("#| default_exp")[1].split()[0]
 
 
