@@ -55,7 +55,7 @@ def trained(data_sets):
 
 
 def test_commands():
-    assert COMMANDS == ["encode", "evaluate", "generate", "info", "train"]
+    assert COMMANDS == ["encode", "evaluate", "generate", "info", "runs", "train"]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], *([c, "--help"] for c in COMMANDS)])
