@@ -379,7 +379,9 @@ def stick(
     across = across if across @ LIGHT >= 0 else -across  # towards the lit side
 
     angles = np.linspace(0, np.pi, CORNERS // 2)[:, None]
-    cap = abs(q[2] - p[2]) / np.linalg.norm(q - p) * np.sin(angles) * along
+    # a bond may have no length, where a bad model puts atoms on one another
+    slope = abs(q[2] - p[2]) / max(np.linalg.norm(q - p), 1e-9)
+    cap = slope * np.sin(angles) * along
     width = np.linspace(1, 0.15, layers)[:, None, None]
     side = (width * np.cos(angles) + 0.45 * (1 - width)) * across
     q_end = q_page + q_scale * radius * (cap + side)
