@@ -379,9 +379,7 @@ def stick(
     across = across if across @ LIGHT >= 0 else -across  # towards the lit side
 
     angles = np.linspace(0, np.pi, CORNERS // 2)[:, None]
-    # a bond may have no length, where a bad model puts atoms on one another
-    slope = abs(q[2] - p[2]) / max(np.linalg.norm(q - p), 1e-9)
-    cap = slope * np.sin(angles) * along
+    cap = abs(q[2] - p[2]) / np.linalg.norm(q - p) * np.sin(angles) * along
     width = np.linspace(1, 0.15, layers)[:, None, None]
     side = (width * np.cos(angles) + 0.45 * (1 - width)) * across
     q_end = q_page + q_scale * radius * (cap + side)
@@ -418,7 +416,8 @@ def cut_at_balls(
     foot, half_chord = foot[hit], np.sqrt(half_chord[hit])
     enters, leaves = (foot - half_chord) / length, (foot + half_chord) / length
     cuts = np.concatenate([np.linspace(0, 1, pieces + 1), enters, leaves])
-    t = np.unique(cuts.clip(0, 1))
+    # rounded: cuts that differ in the last digit would leave a piece without length between them
+    t = np.unique(cuts.clip(0, 1).round(12))
     parts = p + np.stack([t[:-1], t[1:]], 1)[..., None] * (q - p)
     outside = np.linalg.norm(parts.mean(1)[:, None] - centres, axis=-1) >= radii
     return parts[outside.all(1)]
