@@ -497,7 +497,7 @@ def validate(
 # %% ../nbs/09_train.ipynb #d15aa7f2
 def begin_with(
     model: Model,  # new, with its scales set by `Model.standardise`; changed in place
-    pretrained: Model,  # trained, on the same device
+    pretrained: Model,  # trained, on any device
 ):
     """Give a new model the weights and scales of a trained one.
 
@@ -664,7 +664,6 @@ def new_run(
     torch.manual_seed(config.seed)
     model = Model(**model_settings).standardise(data, y)
     if pretrained is not None:
-        pretrained = pretrained.to("cpu")
         begin_with(model, pretrained)
     model = model.to(config.device)
     return RunState(
