@@ -1005,7 +1005,7 @@ def run_summary(
     def numbers(column):
         return [float(row[column]) for row in rows if row.get(column)]
 
-    come = dict(
+    reached = dict(
         epochs=len(rows),
         minutes=round(max(numbers("seconds"), default=0) / 60, 1),
         train_loss=next(reversed(numbers("train_loss")), None),
@@ -1013,9 +1013,9 @@ def run_summary(
         score=max(numbers("eval_score"), default=None),
     )
     about = load(run_dir / "model.safetensors").meta
-    progress = ("settings", "epoch", "epochs", "score")
-    settings = {name: v for name, v in about.items() if name not in progress}
-    return come, settings | about["settings"]
+    chosen = about.keys() - {"settings", "epoch", "epochs", "score"}  # the rest is how far it came
+    settings = {name: v for name, v in about.items() if name in chosen}
+    return reached, settings | about["settings"]
 
 
 def compare_runs(
