@@ -9,7 +9,8 @@ __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'BOXES', 'STEPS', 'PANELS', 'HALF_
            'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius', 'site_elements', 'find_bonds',
            'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick', 'cut_at_balls', 'scene_pieces',
            'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell', 'periodic_table', 'difference_table',
-           'Histogram', 'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'plot_runs', 'live_progress']
+           'Histogram', 'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'plot_runs', 'live_progress',
+           'share_with_interval', 'results_table']
 
 # %% ../nbs/17_figures.ipynb #074f4f24
 import csv
@@ -17,6 +18,7 @@ import os
 import re
 import time
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -26,12 +28,13 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.collections import PolyCollection
 from matplotlib.lines import Line2D
 
 from .core import CHANNELS, GROUPS
 from .lattice import CRYSTAL_SYSTEMS, crystal_system
-from .metrics import class_shares, total_variation, wasserstein
+from .metrics import class_shares, total_variation, wasserstein, wilson
 from .train import print_progress
 
 # %% ../nbs/17_figures.ipynb #3cb2ad26
@@ -999,3 +1002,79 @@ def _replace_figure(file, fig):
     part = file.with_suffix(".part")
     fig.savefig(part, format="png", dpi=150)
     os.replace(part, file)
+
+# %% ../nbs/17_figures.ipynb #7dd824bc
+def share_with_interval(
+    share: float,  # 0 to 1
+    n: int,  # how many crystals it is a share of
+) -> str:  # in %, with the limits of its 95 % interval
+    "Write a share such as 0.5 of 100 as '50.0 (40.4 to 59.6)'."
+    low, high = (100 * limit for limit in wilson(share, n))
+    return f"{100 * share:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _leaders(
+    values,  # numbers of the rows that compete
+    is_share,  # whether they are shares 0 to 1
+    n,  # number of crystals of each row
+    best,  # max or min: which value is best
+):
+    "Whether each value is the best or can't be told from it."
+    leader = best(v for v in values if v == v)  # NaN, the only value unlike itself, can't lead
+    if not is_share:
+        return [v == leader for v in values]
+    intervals = [wilson(v, count) for v, count in zip(values, n)]
+    return [low <= leader <= high for low, high in intervals]
+
+# %% ../nbs/17_figures.ipynb #e3bba71f
+def _written(value, places):
+    "A value as a cell shows it; one that is NaN is missing."
+    if value != value:
+        return ""
+    return f"{value:.{places}f}" if isinstance(value, float) else str(value)
+
+
+def _written_column(rows, column, best, shares, n, floor, digits):
+    "Name of a row -> what its cell shows."
+    values = {name: row[column] for name, row in rows.items()}
+    counts = {name: row[n] if isinstance(n, str) else n for name, row in rows.items()}
+    places = digits.get(column, 3) if isinstance(digits, dict) else digits
+    text = {}
+    for name, value in values.items():
+        if column in shares and value == value:
+            text[name] = share_with_interval(value, counts[name])
+        else:
+            text[name] = _written(value, places)
+    competing = [name for name in rows if name != floor]
+    if column in best:
+        numbers = [values[name] for name in competing]
+        sizes = [counts[name] for name in competing]
+        leads = _leaders(numbers, column in shares, sizes, best[column])
+        text |= {name: f"<b>{text[name]}</b>" for name, leads in zip(competing, leads) if leads}
+    if floor in rows:
+        text[floor] = f"<i>{text[floor]}</i>"
+    return text
+
+# %% ../nbs/17_figures.ipynb #13a4e611
+def results_table(
+    rows: dict,  # name of a row -> dict of its values; all rows have the same columns
+    best: dict,  # column -> max or min: which of its values is the best
+    shares: Iterable = (),  # columns of shares 0 to 1, which are written in % with intervals
+    n="crystals",  # how many crystals the shares are of: a column, or one number for all rows
+    floor: str | None = None,  # name of the row that does not compete, in italics
+    digits: int | dict = 3,  # decimals of numbers that are not shares; or column -> decimals
+):  # IPython HTML
+    """Show results side by side, a line for each row and a heading for each column.
+
+    Shares stand with their intervals. Bold: the best, and what can't be told from it. Missing
+    values (NaN) stay empty."""
+    from IPython.display import HTML
+
+    written = {name: {} for name in rows}
+    for column in next(iter(rows.values())):
+        for name, text in _written_column(rows, column, best, shares, n, floor, digits).items():
+            written[name][column] = text
+    table = pd.DataFrame.from_dict(written, orient="index")
+    if floor in rows:
+        table = table.rename(index={floor: f"<i>{floor}</i>"})
+    return HTML(table.to_html(escape=False, border=0))
