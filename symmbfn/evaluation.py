@@ -13,7 +13,7 @@ __all__ = ['READ', 'MEASURE', 'FINGERPRINT', 'COMPOSITION', 'SPLITS', 'N_DISTANC
            'compare_to_test_set', 'measure_floor', 'energy_above_hull', 'RelaxationPlan', 'check_potential',
            'plan_relaxations', 'relax_crystals', 'relaxed_structure', 'find_duplicates', 'Duplicates',
            'compare_crystals', 'mark_unique_novel', 'mark_sun', 'merge_rows', 'assemble_rows', 'number_line',
-           'share_line', 'table2_lines', 'novelty_lines', 'stability_lines', 'cost_lines', 'summarize',
+           'share_line', 'table2_lines', 'novelty_lines', 'stability_lines', 'cost_lines', 'summarize', 'easy_shares',
            'format_summary', 'write_csv', 'to_frame', 'Report', 'describe', 'check_seconds', 'count_relaxations',
            'prepare_folder', 'write_report', 'evaluate']
 
@@ -77,10 +77,12 @@ from symmbfn.stability import (
     FMAX,
     MAX_STEPS,
     N_COLUMNS,
+    SPARSE_HULL,
     CHGNetPotential,
     Hull,
     Potential,
     atomic_numbers,
+    count_entries,
     find_first,
     find_known,
     formation_energy,
@@ -1183,6 +1185,28 @@ def summarize(
         lines += stability
         lines += cost_lines(stability, seconds) if seconds else []
     return lines
+
+# %% ../nbs/19_evaluation.ipynb #65a6e482
+def easy_shares(
+    rows,  # of a `Report`
+    hull: Hull,
+    mark="stable",  # column that says which crystals are meant, such as stable or sun
+) -> dict:  # crystals, a number; single_elements and sparse_hull, shares of them or NaN for none
+    """Share of single elements among the marked crystals, and of those in whose chemical system the
+    hull has fewer than `SPARSE_HULL` entries. A single element is in the first alone."""
+    from pymatgen.core import Composition
+
+    marked = [Composition(row["formula"]) for row in rows if row.get(mark)]
+    if not marked:
+        return dict(crystals=0, single_elements=np.nan, sparse_hull=np.nan)
+    single = [len(composition) == 1 for composition in marked]
+    few = [count_entries(hull, composition) < SPARSE_HULL for composition in marked]
+    sparse = [is_sparse and not is_single for is_sparse, is_single in zip(few, single)]
+    return dict(
+        crystals=len(marked),
+        single_elements=float(np.mean(single)),
+        sparse_hull=float(np.mean(sparse)),
+    )
 
 # %% ../nbs/19_evaluation.ipynb #e3caf1e8
 def format_summary(
