@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'BOXES', 'STEPS', 'PANELS', 'HALF_BOX', 'EYE_DISTANCE', 'LIGHT', 'CORNERS',
            'ANGLES', 'CIRCLE', 'BALL_LAYERS', 'EDGES', 'STICK_RADIUS', 'EDGE_RADIUS', 'EDGE_COLOUR', 'NOBLE_GASES',
-           'ROW_EDGES', 'LABELS', 'HISTOGRAMS', 'LOSS_TITLES', 'style', 'figure', 'compact', 'Box', 'Step', 'overview',
-           'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius', 'site_elements', 'find_bonds',
-           'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick', 'cut_at_balls', 'scene_pieces',
-           'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell', 'periodic_table', 'difference_table',
-           'Histogram', 'plot_distributions', 'read_log', 'trailing_mean', 'plot_losses', 'plot_runs', 'live_progress',
-           'share_with_interval', 'results_table']
+           'ROW_EDGES', 'LABELS', 'HISTOGRAMS', 'LOSS_TITLES', 'style', 'figure', 'compact', 'label_ends', 'Box',
+           'Step', 'overview', 'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius',
+           'site_elements', 'find_bonds', 'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick',
+           'cut_at_balls', 'scene_pieces', 'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell',
+           'periodic_table', 'element_differences', 'difference_table', 'Histogram', 'plot_elements_and_density',
+           'plot_symmetry_and_size', 'read_log', 'trailing_mean', 'plot_losses', 'plot_runs', 'live_progress',
+           'share_with_interval', 'leading_rows', 'results_table']
 
 # %% ../nbs/17_figures.ipynb #074f4f24
 import csv
@@ -90,6 +91,23 @@ def compact(
     pixels = pixels.quantize(256, kmeans=3, dither=Pixels.Dither.NONE)
     pixels.save(small, "png", optimize=True)
     return Image(small.getvalue())
+
+# %% ../nbs/17_figures.ipynb #c680c89d
+def label_ends(
+    ax,  # matplotlib Axes, with its limits and scales as they will be
+    lines: dict,  # name -> matplotlib Line2D
+    gap=0.08,  # least distance of two names, in heights of the axes
+):
+    "Write the name of each line at the right of its end, in its colour."
+    ax.get_ylim()  # limits that follow the data are set when they are asked for
+    to_axes, ends = ax.transData - ax.transAxes, {}
+    for name, line in lines.items():
+        ends[name] = to_axes.transform(line.get_xydata()[-1])[1]
+    lowest = -np.inf
+    for name in sorted(ends, key=ends.get):
+        lowest = max(ends[name], lowest + gap)
+        look = dict(color=lines[name].get_color(), va="center", transform=ax.transAxes)
+        ax.text(1.02, lowest, name, **look)
 
 # %% ../nbs/17_figures.ipynb #af0e13ae
 @dataclass(frozen=True)
@@ -559,6 +577,7 @@ def gallery(
     columns=4,
     titles=None,  # one for each crystal; formula and space group if None
     captions=None,  # below the crystals, one for each
+    claim=None,  # what the pictures show, written above them
 ):  # the figure
     """Draw crystals side by side.
 
@@ -571,10 +590,13 @@ def gallery(
     columns = min(columns, n)
     rows = -(-n // columns)
     below = 0.25 if any(captions) else 0.0  # inches for the captions of a row
-    height = 2.75 + below
-    fig = figure(figsize=(2.2 * columns, height * rows))
-    margins = dict(bottom=(0.275 + below) / height / rows, top=1 - 0.42 / height / rows)
+    above = 0.35 if claim else 0.0  # inches for the claim
+    height = (2.75 + below) * rows + above
+    fig = figure(figsize=(2.2 * columns, height))
+    margins = dict(bottom=(0.275 + below) / height, top=1 - (0.42 + above) / height)
     fig.subplots_adjust(left=0.01, right=0.99, wspace=0.08, hspace=0.36 + below / 2, **margins)
+    if claim:
+        fig.suptitle(claim, y=1 - 0.07 / height, weight="bold", size=10)
     axes = fig.subplots(rows, columns, squeeze=False).flat
     for ax in axes[n:]:
         ax.set_axis_off()
@@ -678,6 +700,14 @@ def _table_scale(ax, mesh, label):
 LABELS = 8  # how many differences are written out
 
 
+def element_differences(
+    generated,  # (n,) atomic numbers, one a site
+    data,  # (m,) the same
+) -> np.ndarray:  # (119,) by atomic number
+    "Share of each element in what was generated minus its share in the data, percentage points."
+    return 100 * (class_shares(generated, 119) - class_shares(data, 119))
+
+
 @style()
 def difference_table(
     generated,  # (n,) atomic numbers, one a site
@@ -688,7 +718,7 @@ def difference_table(
     from pymatgen.core import Element
 
     ax = figure(figsize=(6.4, 3.4), layout="constrained").add_subplot() if ax is None else ax
-    points = 100 * (class_shares(generated, 119) - class_shares(data, 119))
+    points = element_differences(generated, data)
     top = np.abs(points).max() or 1
     cmap = mpl.colors.LinearSegmentedColormap.from_list("", [ORANGE, "#F4F4F4", BLUE])
     mesh = _table_grid(ax, points, cmap, mpl.colors.Normalize(-top, top))
@@ -702,7 +732,7 @@ def difference_table(
     _table_scale(ax, mesh, "difference, percentage points")
     return ax
 
-# %% ../nbs/17_figures.ipynb #ec4dd2ae
+# %% ../nbs/17_figures.ipynb #0aac9f77
 def _title(ax, what, distance):
     ax.set_title(what, loc="left", weight="bold")
     ax.set_title(distance, loc="right", size=7.5, color=GREY)
@@ -711,8 +741,11 @@ def _title(ax, what, distance):
 def _systems_panel(ax, generated, data, names):
     "Bars for the seven crystal systems, side by side."
     generated, data = crystal_system(generated), crystal_system(data)
-    place = np.arange(7)
-    ax.bar(place - 0.2, 100 * class_shares(generated, 7), 0.4, color=BLUE, label=names[0])
+    place, shares = np.arange(7), class_shares(generated, 7)
+    low, high = wilson(shares, len(generated))
+    limits = 100 * np.clip([shares - low, high - shares], 0, None)
+    bars = dict(yerr=limits, error_kw=dict(lw=1, ecolor="#222222"))
+    ax.bar(place - 0.2, 100 * shares, 0.4, color=BLUE, label=names[0], **bars)
     ax.bar(place + 0.2, 100 * class_shares(data, 7), 0.4, color=ORANGE, label=names[1])
     ax.set_xticks(place, list(CRYSTAL_SYSTEMS), rotation=30, ha="right", rotation_mode="anchor")
     ax.set(ylabel="share of crystals, %")
@@ -758,106 +791,131 @@ class Histogram:
 
 HISTOGRAMS = {
     "density": Histogram("Density", "g/cm³", whole=False),
-    "elements": Histogram("Elements", "different elements", whole=True),
+    "elements": Histogram("Elements", "different elements in a crystal", whole=True),
     "sites": Histogram("Sites", "sites in the asymmetric unit", whole=True),
     "atoms": Histogram("Atoms", "atoms in the primitive cell", whole=True),
 }
 
 # %% ../nbs/17_figures.ipynb #b0fc8a61
-def _histogram_panel(ax, generated, data, names, histogram):
+def _bins(generated, data, whole):
+    "Limits of the bins of a histogram, at most about 40."
     top = max(1.25 * data.max(), np.quantile(generated, 0.9))
     step, start = top / 40, 0.0
-    if histogram.whole:
+    if whole:
         step, start = max(1, np.ceil(top / 40)), -0.5
-    bins = np.arange(0, top + 2 * step, step) + start
-    for values, colour, name in ((generated, BLUE, names[0]), (data, ORANGE, names[1])):
-        counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
-        percent = 100 * counts / len(values)
-        ax.stairs(percent, bins, fill=True, color=colour, alpha=0.3)
-        ax.stairs(percent, bins, color=colour, lw=1.2, label=name)
+    return np.arange(0, top + 2 * step, step) + start
+
+
+def _histogram_panel(ax, key, generated, data, names, floor=None):
+    "Generated crystals as a line with its intervals, data as an area."
+    histogram, generated, data = HISTOGRAMS[key], generated[key], data[key]
+    bins = _bins(generated, data, histogram.whole)
+    own, theirs = (
+        np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0] / len(values)
+        for values in (generated, data)
+    )
+    low, high = wilson(own, len(generated))
+    ax.stairs(100 * theirs, bins, fill=True, color=ORANGE, alpha=0.55, label=names[1])
+    ax.stairs(100 * high, bins, baseline=100 * low, fill=True, color=BLUE, alpha=0.25)
+    ax.stairs(100 * own, bins, color=BLUE, lw=1.2, label=names[0])
     ax.set(xlabel=histogram.label, ylabel="share of crystals, %", xlim=(bins[0], bins[-1]))
     ax.xaxis.get_major_locator().set_params(integer=histogram.whole)
-    _title(ax, histogram.title, f"Wasserstein {wasserstein(generated, data):.3g}")
+    words = _distance_words("Wasserstein", wasserstein, generated, data, floor and floor[key])
+    _title(ax, histogram.title, words)
 
 # %% ../nbs/17_figures.ipynb #4ef5547a
-@style()
-def plot_distributions(
-    generated: dict,  # of `crystal_statistics`, or some of its columns
-    data: dict,  # the same
-    names=("generated", "data"),
-    difference=False,  # of elements: one table of differences, not two tables of shares
-):  # the figure
-    """Generated crystals against data: a panel for each column that both have.
-
-    Raises ValueError for a value that is missing, not finite or out of its range."""
-    a, b = _checked_columns(generated, names[0]), _checked_columns(data, names[1])
-    rows = _shared_rows(a, b, names)
-    heights = [4.0 if row == "Z" and difference else 2.8 for row in rows]
-    fig = figure(figsize=(10, sum(heights)), layout="constrained")
-    parts = fig.subfigures(len(rows), 1, height_ratios=heights)
-    draw_elements = _difference_panel if difference else _element_panels
-    for row, part in zip(rows, np.atleast_1d(parts)):
-        if row == "G":
-            left, right = part.subplots(1, 2, width_ratios=(1, 2.4))
-            _systems_panel(left, a["G"], b["G"], names)
-            _groups_panel(right, a["G"], b["G"], names)
-        elif row == "Z":
-            draw_elements(part, a["Z"], b["Z"], names)
-        else:
-            _histogram_panels(part, a, b, names)
-    return fig
+def _distance_words(name, distance, generated, data, floor):
+    "A distance from the data, and that of the floor where there is one."
+    words = f"{name} {distance(generated, data):.3f}"
+    return words if floor is None else f"{words}, floor {distance(floor, data):.3f}"
 
 # %% ../nbs/17_figures.ipynb #11ca509d
-def _shared_rows(a, b, names):
-    "The rows of the figure: what both sides know. Raises ValueError if that is nothing."
-    shared = a.keys() & b.keys()
-    rows = [key for key in ("G", "Z") if key in shared]
-    if shared & HISTOGRAMS.keys():
-        rows.append("histograms")
-    if not rows:
-        raise ValueError(
-            f"{names[0]} and {names[1]} share no column: "
-            f"give each some of G, Z, {', '.join(HISTOGRAMS)}."
-        )
-    return rows
+def _elements_title(generated, data, floor):
+    "What a figure of elements shows, in a sentence."
+    from pymatgen.core import Element
+
+    if floor is not None and total_variation(generated, data) <= total_variation(floor, data):
+        return "Elements occur as often as in the data, up to noise"
+    points = element_differences(generated, data)
+    often, seldom = (Element.from_Z(int(Z)).symbol for Z in (points.argmax(), points.argmin()))
+    more, less = points.max(), -points.min()
+    return f"Most overdone: {often}, by {more:.1f} points; most neglected: {seldom}, by {less:.1f}"
 
 
-def _histogram_panels(fig, a, b, names):
-    "Histograms of all numbers that both sides have."
-    keys = [key for key in HISTOGRAMS if key in a and key in b]
-    for ax, key in zip(np.atleast_1d(fig.subplots(1, len(keys))), keys):
-        _histogram_panel(ax, a[key], b[key], names, HISTOGRAMS[key])
-
-
-def _difference_panel(fig, generated, data, names):
-    "One periodic table of differences."
-    ax = difference_table(generated, data, fig.subplots())
-    distance = f"total variation {total_variation(generated, data):.3f}"
-    _title(ax, f"Elements, {names[0]} minus {names[1]}", distance)
+def _systems_title(generated, data):
+    "What a figure of crystal systems shows, in a sentence."
+    points = class_shares(crystal_system(generated), 7) - class_shares(crystal_system(data), 7)
+    names = list(CRYSTAL_SYSTEMS)
+    often, seldom = names[points.argmax()], names[points.argmin()]
+    more, less = 100 * points.max(), -100 * points.min()
+    return f"Most overdone: {often}, by {more:.1f} points; most neglected: {seldom}, by {less:.1f}"
 
 # %% ../nbs/17_figures.ipynb #17f00005
-def _element_panels(fig, generated, data, names):
-    "Two periodic tables with one scale."
-    shares = [100 * class_shares(Z, 119) for Z in (generated, data)]
-    top = max(share.max() for share in shares)
-    distance = f"total variation {total_variation(generated, data):.3f}"
-    for ax, share, name in zip(fig.subplots(1, 2), shares, names):
-        periodic_table(dict(enumerate(share)), ax, "share of sites, %", top)
-        _title(ax, f"Elements, {name}", distance)
+@style()
+def plot_elements_and_density(
+    generated: dict,  # of `crystal_statistics`
+    data: dict,  # the same
+    names=("generated", "data"),
+    title=None,  # what the figure shows; None: the most overdone and the most neglected element
+    floor=None,  # dict of `crystal_statistics` of as many crystals of the data
+):  # the figure
+    """What the network decides: elements, density and number of elements, against data.
 
+    Raises ValueError for a column or a value that is missing, not finite or out of its range."""
+    needed = ("Z", "density", "elements")
+    a, b = _checked_columns(generated, names[0], needed), _checked_columns(data, names[1], needed)
+    c = floor and _checked_columns(floor, "the floor", needed)
+    fig = figure(figsize=(9.6, 4.2), layout="constrained")
+    axes = fig.subplot_mosaic("ab;ac", width_ratios=(2.1, 1))
+    difference_table(a["Z"], b["Z"], axes["a"])
+    words = _distance_words("total variation", total_variation, a["Z"], b["Z"], c and c["Z"])
+    _title(axes["a"], f"Share of sites, {names[0]} minus {names[1]}", words)
+    _histogram_panel(axes["b"], "density", a, b, names, c)
+    _histogram_panel(axes["c"], "elements", a, b, names, c)
+    axes["b"].legend()
+    fig.suptitle(title or _elements_title(a["Z"], b["Z"], c and c["Z"]), weight="bold", size=10)
+    return fig
 
-def _checked_columns(statistics, name):
-    "The columns that can be drawn, as arrays, each value in its range."
+# %% ../nbs/17_figures.ipynb #5eb195e5
+@style()
+def plot_symmetry_and_size(
+    generated: dict,  # of `crystal_statistics`
+    data: dict,  # the same
+    names=("generated", "data"),
+    title=None,  # what the figure shows; None: the most overdone and the most neglected system
+):  # the figure
+    """Crystal systems, space groups, numbers of sites and atoms, against data.
+
+    Raises ValueError for a column or a value that is missing, not finite or out of its range."""
+    needed = ("G", "sites", "atoms")
+    a, b = _checked_columns(generated, names[0], needed), _checked_columns(data, names[1], needed)
+    fig = figure(figsize=(9.6, 4.8), layout="constrained")
+    upper, lower = fig.subfigures(2, 1)
+    left, right = upper.subplots(1, 2, width_ratios=(1, 2.4))
+    _systems_panel(left, a["G"], b["G"], names)
+    _groups_panel(right, a["G"], b["G"], names)
+    for ax, key in zip(lower.subplots(1, 2), ("sites", "atoms")):
+        _histogram_panel(ax, key, a, b, names)
+    fig.suptitle(title or _systems_title(a["G"], b["G"]), weight="bold", size=10)
+    return fig
+
+# %% ../nbs/17_figures.ipynb #ea49403b
+def _checked_columns(statistics, name, needed):
+    "The columns that a figure needs, as arrays, each value in its range."
     ranges = dict(G=(1, GROUPS), Z=(1, 118)) | dict.fromkeys(HISTOGRAMS, (0, np.inf))
-    columns = {k: np.asarray(statistics[k]) for k in ranges if len(statistics.get(k, ()))}
-    for key, values in columns.items():
+    columns = {}
+    for key in needed:
+        values = np.asarray(statistics.get(key, ()))
+        if not len(values):
+            raise ValueError(f"{name} has no {key}: give the columns {', '.join(needed)}.")
         low, high = ranges[key]
         if not (np.isfinite(values) & (values >= low) & (values <= high)).all():
             raise ValueError(
                 f"{name}: {key} holds a value that isn't a number from {low} to {high}; "
                 "leave such crystals out."
             )
-    return {k: v.astype(int) if k in ("G", "Z") else v for k, v in columns.items()}
+        columns[key] = values.astype(int) if key in ("G", "Z") else values
+    return columns
 
 # %% ../nbs/17_figures.ipynb #4de61a08
 def read_log(
@@ -1015,16 +1073,23 @@ def share_with_interval(
 
 def _leaders(
     values,  # numbers of the rows that compete
-    is_share,  # whether they are shares 0 to 1
-    n,  # number of crystals of each row
     best,  # max or min: which value is best
+    sizes=None,  # for shares 0 to 1: the number of crystals of each row
 ):
     "Whether each value is the best or can't be told from it."
     leader = best(v for v in values if v == v)  # NaN, the only value unlike itself, can't lead
-    if not is_share:
+    if sizes is None:
         return [v == leader for v in values]
-    intervals = [wilson(v, count) for v, count in zip(values, n)]
-    return [low <= leader <= high for low, high in intervals]
+    intervals = [wilson(v, size) for v, size in zip(values, sizes)]
+    reach = [low <= leader <= high for low, high in intervals]
+    return [v == leader or near for v, near in zip(values, reach)]  # limits of 0 and 1 are rounded
+
+
+def _sizes(rows, column, n):
+    "Of how many crystals the shares in a column are: a list, a number for each row."
+    if isinstance(n, dict):
+        n = n.get(column, "crystals")
+    return [row[n] if isinstance(n, str) else n for row in rows.values()]
 
 # %% ../nbs/17_figures.ipynb #e3bba71f
 def _written(value, places):
@@ -1036,31 +1101,42 @@ def _written(value, places):
 
 def _written_column(rows, column, best, shares, n, floor, digits):
     "Name of a row -> what its cell shows."
-    values = {name: row[column] for name, row in rows.items()}
-    counts = {name: row[n] if isinstance(n, str) else n for name, row in rows.items()}
     places = digits.get(column, 3) if isinstance(digits, dict) else digits
-    text = {}
-    for name, value in values.items():
-        if column in shares and value == value:
-            text[name] = share_with_interval(value, counts[name])
+    text, sizes = {}, _sizes(rows, column, n) if column in shares else [None] * len(rows)
+    for (name, row), size in zip(rows.items(), sizes):
+        value = row[column]
+        if size and value == value:
+            text[name] = share_with_interval(value, size)
         else:
             text[name] = _written(value, places)
-    competing = [name for name in rows if name != floor]
     if column in best:
-        numbers = [values[name] for name in competing]
-        sizes = [counts[name] for name in competing]
-        leads = _leaders(numbers, column in shares, sizes, best[column])
-        text |= {name: f"<b>{text[name]}</b>" for name, leads in zip(competing, leads) if leads}
+        leading = leading_rows(rows, column, best[column], column in shares, n, floor)
+        text |= {name: f"<b>{text[name]}</b>" for name in leading}
     if floor in rows:
         text[floor] = f"<i>{text[floor]}</i>"
     return text
 
 # %% ../nbs/17_figures.ipynb #13a4e611
+def leading_rows(
+    rows: dict,  # as in `results_table`
+    column: str,
+    best=max,  # or min: which value is best
+    is_share=True,  # whether the values are shares 0 to 1
+    n="crystals",  # of how many crystals, as in `results_table`
+    floor: str | None = None,  # name of the row that does not compete
+) -> list:  # of names
+    "The rows with the best value of a column, and those that can't be told from it."
+    rows = {name: row for name, row in rows.items() if name != floor}
+    values = [row[column] for row in rows.values()]
+    sizes = _sizes(rows, column, n) if is_share else None
+    return [name for name, leads in zip(rows, _leaders(values, best, sizes)) if leads]
+
+# %% ../nbs/17_figures.ipynb #998b0568
 def results_table(
     rows: dict,  # name of a row -> dict of its values; all rows have the same columns
     best: dict,  # column -> max or min: which of its values is the best
     shares: Iterable = (),  # columns of shares 0 to 1, which are written in % with intervals
-    n="crystals",  # how many crystals the shares are of: a column, or one number for all rows
+    n="crystals",  # how many crystals the shares are of: a column, a number, or a dict of these
     floor: str | None = None,  # name of the row that does not compete, in italics
     digits: int | dict = 3,  # decimals of numbers that are not shares; or column -> decimals
 ):  # IPython HTML

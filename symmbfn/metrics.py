@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOUR_CUTOFF', 'MIN_PLANE_DISTANCE', 'MAX_VOLUME', 'NEIGHBOUR_RADIUS', 'MAX_NEIGHBOURS', 'MAX_LATTICE_POINTS',
-           'MAX_ATOMS', 'RADIUS_MARGIN', 'OXIDATION_STATES', 'GRAM_PER_CM3', 'MIN_DISTANCE', 'COVERAGE_CUTOFF',
-           'N_STRUCTURE_FEATURES', 'N_COMPOSITION_FEATURES', 'is_degenerate', 'sphere_volume', 'beyond_limits',
-           'nearest_image_distances', 'shortest_distance', 'symmetry_dataset', 'detect_space_group', 'radii_valid',
-           'oxidation_states', 'charge_balanced', 'atomic_masses', 'element_counts', 'crystal_statistics', 'is_valid',
-           'wilson', 'class_shares', 'total_variation', 'wasserstein', 'jensen_shannon', 'symmetry_orbits',
-           'site_featurizer', 'structure_fingerprint', 'composition_featurizer', 'magpie_features', 'FeatureScale',
-           'fit_scale', 'mp20_scale', 'composition_fingerprint', 'Fingerprints', 'relative_distances', 'coverage',
+           'MAX_ATOMS', 'RADIUS_MARGIN', 'OXIDATION_STATES', 'GRAM_PER_CM3', 'MIN_DISTANCE', 'CHECKS',
+           'COVERAGE_CUTOFF', 'N_STRUCTURE_FEATURES', 'N_COMPOSITION_FEATURES', 'is_degenerate', 'sphere_volume',
+           'beyond_limits', 'nearest_image_distances', 'shortest_distance', 'symmetry_dataset', 'detect_space_group',
+           'radii_valid', 'oxidation_states', 'charge_balanced', 'atomic_masses', 'element_counts',
+           'crystal_statistics', 'is_valid', 'check_crystals', 'check_shares', 'wilson', 'class_shares',
+           'total_variation', 'wasserstein', 'jensen_shannon', 'symmetry_orbits', 'site_featurizer',
+           'structure_fingerprint', 'composition_featurizer', 'magpie_features', 'FeatureScale', 'fit_scale',
+           'mp20_scale', 'composition_fingerprint', 'Fingerprints', 'relative_distances', 'coverage',
            'compare_statistics', 'score']
 
 # %% ../nbs/15_metrics.ipynb #16m00003
@@ -29,6 +30,7 @@ from torch import Tensor
 from .core import Crystals, K, segment_sum
 from .lattice import volume
 from .reconstruct import close_contacts, primitive_basis, snap_to_wyckoff
+from .structures import decode
 from .wyckoff import wyckoff_table
 
 # %% ../nbs/15_metrics.ipynb #16m00005
@@ -259,6 +261,35 @@ def is_valid(
     valid = torch.ones(len(c), dtype=torch.bool)
     valid[c.b[site]] = False
     return valid
+
+# %% ../nbs/15_metrics.ipynb #bfee621e
+CHECKS = {  # name of a check -> heading of its column in a table
+    "valid": "atoms apart, %",
+    "group": "symmetry, %",
+    "charges": "charges balance, %",
+    "all three": "all three, %",
+}
+
+
+def check_crystals(
+    c: Crystals,  # B crystals
+) -> dict:  # valid, group, charges, all three: (B,) bool each
+    "Check atoms, space group and charges of each crystal."
+    structures = decode(c, primitive=True)
+    found = [detect_space_group(structure) for structure in structures]
+    checks = dict(
+        valid=is_valid(c).numpy(),
+        group=np.array(found) == c.G.numpy(),
+        charges=np.array([charge_balanced(structure.composition) for structure in structures]),
+    )
+    return checks | {"all three": np.all(list(checks.values()), 0)}
+
+
+def check_shares(
+    checks: dict,  # from `check_crystals`
+) -> dict:  # heading of a column -> share 0 to 1
+    "The share of crystals that pass each check, for a row of a table."
+    return {CHECKS[name]: float(passed.mean()) for name, passed in checks.items()}
 
 # %% ../nbs/15_metrics.ipynb #19c0de02
 def wilson(
