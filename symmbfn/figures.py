@@ -1068,7 +1068,7 @@ def share_with_interval(
 ) -> str:  # in %, with the limits of its 95 % interval
     "Write a share such as 0.5 of 100 as '50.0 (40.4 to 59.6)'."
     low, high = (100 * limit for limit in wilson(share, n))
-    return f"{100 * share:.1f} ({low:.1f} to {high:.1f})"
+    return f"{100 * share:.1f} ({max(low, 0):.1f} to {high:.1f})"  # never -0.0
 
 
 def _leaders(
