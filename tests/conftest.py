@@ -2,9 +2,24 @@
 
 import os
 
+from xdist.scheduler import LoadScopeScheduling
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+NOTEBOOKS = "test_notebooks.py"
+
+
+class NotebooksOneByOne(LoadScopeScheduling):
+    "Tests of a file stay together, since they share what they make; notebooks share nothing."
+
+    def _split_scope(self, nodeid):
+        file = nodeid.split("::")[0]
+        return nodeid if file.endswith(NOTEBOOKS) else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return NotebooksOneByOne(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    "The notebooks, which take longest, come first: one worker runs them, the other all the rest."
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")  # else the order stays
+    "Notebooks, which take longest, come first."
+    items.sort(key=lambda item: item.path.name != NOTEBOOKS)  # else the order stays
