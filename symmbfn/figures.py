@@ -1077,7 +1077,8 @@ def _leaders(
     sizes=None,  # for shares 0 to 1: the number of crystals of each row
 ):
     "Whether each value is the best or can't be told from it."
-    leader = best(v for v in values if v == v)  # NaN, the only value unlike itself, can't lead
+    numbers = [v for v in values if v == v]  # NaN, the only value unlike itself, can't lead
+    leader = best(numbers, default=float("nan"))
     if sizes is None:
         return [v == leader for v in values]
     intervals = [wilson(v, size) for v, size in zip(values, sizes)]
