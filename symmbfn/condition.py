@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_POSITIONS', 'MAX_UNITS', 'MAX_ATOMS', 'MAX_SITES', 'extrapolate', 'guided', 'Constraints',
            'expected_over_positions', 'apply_constraints', 'constrained', 'site_capacity', 'SiteSpec', 'Request',
-           'lattice_points', 'max_sites', 'Placements', 'sample_constraints']
+           'lattice_points', 'max_sites', 'Placements', 'draw_placement', 'sample_constraints']
 
 # %% ../nbs/11_condition.ipynb #11c00004
 import math
@@ -313,6 +313,14 @@ def _is_hopeless(rules: _Rules, state: _State) -> bool:
     most = sum(atoms for _, atoms in state.need) // rules.mults[-1]
     return fewest > rules.most or most + len(rules.request.given) < rules.request.sites
 
+# %% ../nbs/11_condition.ipynb #ee763145
+def _branches(rules: _Rules, state: _State) -> Iterator:  # of (k, factor, sites that join, next)
+    "Take the next decision in every way that may lead to an end."
+    if state.given:
+        yield from _element_branches(rules, state)
+    elif not rules.request.closed and not _is_hopeless(rules, state):
+        yield from _count_branches(rules, state)
+
 # %% ../nbs/11_condition.ipynb #96265c98
 @cache
 def _binomials(most: int) -> np.ndarray:  # (most + 1, most + 1): n over k, in row n
@@ -321,7 +329,37 @@ def _binomials(most: int) -> np.ndarray:  # (most + 1, most + 1): n over k, in r
     return np.array(rows, dtype=float)
 
 # %% ../nbs/11_condition.ipynb #f8d1b097
-class Placements:
+class _Sums:
+    "W(n) of the text, for the states that can be reached under some rules."
+
+    def __init__(self, rules: _Rules):
+        self.rules = rules
+        self._known = {}  # state -> what `sums` returns
+
+    def branches(self, state: _State) -> Iterator:  # of (k, factor, sites that join, next state)
+        return _branches(self.rules, state)
+
+    def sums(self, state: _State) -> np.ndarray:  # (most + 1,): W(n) for n = 0, 1, ...
+        "Add up the probabilities of all ways to go on from a state, by the formula of the text."
+        most = self.rules.most
+        if state not in self._known:
+            total = np.zeros(most + 1)
+            if not state.given and not state.need:
+                total[0] = 1  # the end is reached
+            else:
+                for k, factor, _, after in self.branches(state):
+                    further = self.sums(after)[: most + 1 - k]
+                    total[k:] += _binomials(most)[k:, k] * factor * further
+            self._known[state] = total
+        return self._known[state]
+
+    def weight(self, branch: tuple, left: int) -> float:  # left: sites to join, the branch's too
+        "Weigh a branch by all ways to go on with it: its term in the formula of the text."
+        k, factor, _, after = branch
+        return math.comb(left, k) * factor * self.sums(after)[left - k] if k <= left else 0.0
+
+# %% ../nbs/11_condition.ipynb #27fff4c0
+class Placements(_Sums):
     """All ways to place the atoms of a request in one space group, with their probabilities.
 
     The ways are not listed: their probabilities are added up from state to state."""
@@ -333,31 +371,9 @@ class Placements:
         cells: list,  # dicts: atomic number (0: any) -> atoms in the primitive cell
         prior: EmpiricalPrior,  # counts in the training set (06)
     ):
-        self.rules = _Rules(request, G, prior)
+        super().__init__(_Rules(request, G, prior))
         self.cells = cells
-        self._sums = {}  # state -> what `sums` returns
         self.starts = [_start(self.rules, cell) for cell in cells]
-
-    def branches(self, state: _State) -> Iterator:  # of (k, factor, sites that join, next state)
-        "Take the next decision in every way that may lead to an end."
-        if state.given:
-            yield from _element_branches(self.rules, state)
-        elif not self.rules.request.closed and not _is_hopeless(self.rules, state):
-            yield from _count_branches(self.rules, state)
-
-    def sums(self, state: _State) -> np.ndarray:  # (most + 1,): W(n) for n = 0, 1, ...
-        "Add up the probabilities of all ways to go on from a state, by the formula of the text."
-        most = self.rules.most
-        if state not in self._sums:
-            total = np.zeros(most + 1)
-            if not state.given and not state.need:
-                total[0] = 1  # the end is reached
-            else:
-                for k, factor, _, after in self.branches(state):
-                    further = self.sums(after)[: most + 1 - k]
-                    total[k:] += _binomials(most)[k:, k] * factor * further
-            self._sums[state] = total
-        return self._sums[state]
 
     def probabilities(self) -> dict:  # number of sites -> probability, where it is above 0
         "Compute the probability of the composition for each number of sites, given ones included."
@@ -365,28 +381,24 @@ class Placements:
         given = len(self.rules.request.given)
         return {given + n: p for n, p in enumerate(total.tolist()) if p > 0}
 
-    def draw(
-        self,
-        n: int,  # number of sites, one of `probabilities`
-        generator: torch.Generator,
-    ) -> list:  # of SiteSpecs, the given ones first
-        "Draw a way with n sites, each with its probability."
-        left = n - len(self.rules.request.given)
-        branches = [(0, 1.0, (), start) for start in self.starts]
-        way = []
-        while branches:
-            weight = [self._weight(branch, left) for branch in branches]
-            i = int(torch.multinomial(torch.tensor(weight), 1, generator=generator))
-            k, _, sites, state = branches[i]
-            left -= k
-            way += sites
-            branches = list(self.branches(state)) if state.given or state.need else []
-        return way
-
-    def _weight(self, branch, left) -> float:  # left: sites still to join, with the branch's
-        "Weigh a branch by all ways to go on with it: its term in the formula of the text."
-        k, factor, _, after = branch
-        return math.comb(left, k) * factor * self.sums(after)[left - k] if k <= left else 0.0
+# %% ../nbs/11_condition.ipynb #27a1bd58
+def draw_placement(
+    placements: Placements,
+    n: int,  # number of sites, one of `probabilities`
+    generator: torch.Generator,
+) -> list:  # of SiteSpecs, the given ones first
+    "Draw a way with n sites, each with its probability."
+    left = n - len(placements.rules.request.given)
+    branches = [(0, 1.0, (), start) for start in placements.starts]
+    way = []
+    while branches:
+        weight = [placements.weight(branch, left) for branch in branches]
+        i = int(torch.multinomial(torch.tensor(weight), 1, generator=generator))
+        k, _, sites, state = branches[i]
+        left -= k
+        way += sites
+        branches = list(placements.branches(state)) if state.given or state.need else []
+    return way
 
 # %% ../nbs/11_condition.ipynb #11c00032
 MAX_UNITS = 48  # operations of the largest point group: more formula units need not be tried
@@ -688,7 +700,7 @@ def _draw_sites(
     if option.placements is None:
         sites = list(request.given) + [SiteSpec()] * (option.n - len(request.given))
     else:
-        sites = option.placements.draw(option.n, generator)
+        sites = draw_placement(option.placements, option.n, generator)
     elements = {site.element for site in sites}
     missing = [Z for Z in request.required if Z not in elements]
     open_sites = [i for i, site in enumerate(sites) if not site.element]
