@@ -8,25 +8,32 @@ __all__ = ['CHGNET', 'N_COLUMNS', 'TERM', 'PLAIN_FORMULA', 'SPARSE_HULL', 'MAX_A
            'MIXING_START', 'PATIENCE', 'Hull', 'atomic_numbers', 'parse_formula', 'hull_from_table', 'hull_energy',
            'decompose', 'formation_energy', 'count_entries', 'hull_from_energies', 'hull_from_entries', 'read_columns',
            'read_references', 'load_hull', 'Potential', 'predict', 'ASEPotential', 'chgnet', 'JoinedGraphs',
-           'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential', 'FireState', 'fire_step', 'advance',
-           'relax', 'matcher', 'is_same', 'find_known', 'find_first', 'fit_references', 'on_scale']
+           'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential', 'make_calculator', 'NamedPotential',
+           'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance', 'relax', 'matcher',
+           'is_same', 'find_known', 'find_first', 'fit_references', 'on_scale']
 
 # %% ../nbs/16_stability.ipynb #17a00004
 import csv
 import gzip
+import os
 import re
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
+from importlib import import_module
 from importlib.resources import files
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import segment_mean
+from .core import Crystals, segment_mean
 from .metrics import MIN_DISTANCE, beyond_limits, shortest_distance
+from .reconstruct import primitive_basis
+from .structures import decode
+from .wyckoff import symmetry_operations
 
 # %% ../nbs/16_stability.ipynb #3cdb8f4a
 CHGNET = "CHGNet 0.3.0"  # the potential that the paper uses
@@ -594,6 +601,57 @@ class CHGNetPotential(Potential):
         forces = [v.double().numpy() for v in (-gradient).cpu().split(atoms.tolist())]
         return energy.double().numpy(), forces, -strain_gradient.cpu().double().numpy()
 
+# %% ../nbs/16_stability.ipynb #7ce442a9
+def make_calculator(
+    name: str,  # module:function, such as ase.calculators.emt:EMT
+):  # ASE Calculator
+    "Import a function and call it. Raises ValueError that says what is wrong with the name."
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(
+            f"The potential {name!r} is unknown: give 'chgnet', or module:function for a function "
+            "that makes a calculator of ASE, such as ase.calculators.emt:EMT."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        calculator = getattr(import_module(module), function)()
+    except Exception as e:  # whatever the module's code raises
+        raise ValueError(
+            f"The potential {name} cannot be made ({type(e).__name__}: {e}): give module:function "
+            "for a function that needs no arguments and makes a calculator of ASE."
+        ) from e
+    if not hasattr(calculator, "get_potential_energy"):
+        kind = type(calculator).__name__
+        raise ValueError(f"{name} makes a {kind}: give a function that makes a calculator of ASE.")
+    return calculator
+
+# %% ../nbs/16_stability.ipynb #1460b530
+class NamedPotential(ASEPotential):
+    "A calculator of ASE that is made by a function, whose name is the potential's."
+
+    def __init__(
+        self,
+        name: str,  # as for `make_calculator`, whose errors it raises
+    ):
+        self.name = name
+        self.calculator  # noqa: B018 (made here, to refuse a wrong name at once)
+
+    @cached_property
+    def calculator(self):
+        return make_calculator(self.name)
+
+    def __getstate__(self):
+        return dict(name=self.name)
+
+
+def load_potential(
+    name: str,  # chgnet, or module:function
+    device="cpu",  # device for CHGNet: cpu or cuda
+) -> Potential:
+    "Make a potential by its name. Raises ValueError for one that cannot be made."
+    return CHGNetPotential(device) if name == "chgnet" else NamedPotential(name)
+
 # %% ../nbs/16_stability.ipynb #cc2dcb94
 FMAX = 0.1  # eV/Angstrom: the largest force, and virial per atom, of a relaxed crystal
 MAX_STEPS = 500  # steps of a relaxation
@@ -610,7 +668,9 @@ class FireState:
     def __init__(
         self,
         structure,  # pymatgen Structure, ordered
+        symmetry=None,  # Symmetry to keep; None: the crystal is free
     ):
+        self.symmetry = symmetry
         self.species = [site.specie for site in structure]
         self.n = len(structure)
         self.start_volume = structure.volume
@@ -694,6 +754,52 @@ def _result(
         start_energy=state.start_energy,
     )
 
+# %% ../nbs/16_stability.ipynb #ef6960eb
+@dataclass(frozen=True)
+class Symmetry:
+    "The m operations of the space group of a crystal with n atoms, as they act on forces."
+
+    rotations: np.ndarray  # (m,3,3) matrices for Cartesian vectors as columns
+    images: np.ndarray  # (m,n) the atom onto which each operation moves each atom
+
+    def project(
+        self,
+        forces,  # (n,3) eV/Angstrom
+        virial,  # (3,3) eV
+    ) -> tuple:  # forces and virial, symmetric
+        "Average forces and virial over the operations, by the formulas above."
+        turned = np.einsum("gij,nj->gni", self.rotations, forces)
+        total = np.zeros_like(forces)
+        np.add.at(total, self.images.ravel(), turned.reshape(-1, 3))
+        strain = np.einsum("gij,jk,glk->il", self.rotations, virial, self.rotations)
+        return total / len(self.rotations), strain / len(self.rotations)
+
+# %% ../nbs/16_stability.ipynb #84d96572
+def with_symmetry(
+    crystal: Crystals,  # a single one
+) -> tuple:  # pymatgen Structure, primitive cell; its Symmetry
+    "Make the cell to be relaxed, and find out what each operation of the group does to its atoms."
+    G = int(crystal.G[0])
+    (structure,) = decode(crystal, primitive=True)
+    maps = symmetry_operations(G).numpy()  # (m,3,4) in the conventional cell
+    basis = primitive_basis()[G].numpy().T
+    W = np.linalg.inv(basis) @ maps[:, :, :3] @ basis
+    w = maps[:, :, 3] @ np.linalg.inv(basis).T
+    cell = structure.lattice.matrix.T
+    rotations = cell @ W @ np.linalg.inv(cell)
+    images = [_images(structure, *operation) for operation in zip(W, w)]
+    return structure, Symmetry(rotations, np.array(images))
+
+
+def _images(structure, W, w):
+    "Find the atom (n,) onto which the operation x -> Wx + w moves each atom."
+    moved = structure.frac_coords @ W.T + w
+    difference = moved[:, None] - structure.frac_coords
+    distance = abs(difference - difference.round()).max(-1)
+    numbers = np.array(structure.atomic_numbers)
+    distance[numbers[:, None] != numbers] = 1
+    return distance.argmin(1)
+
 # %% ../nbs/16_stability.ipynb #7d7e7664
 def advance(
     state: FireState,  # changed by the step
@@ -705,6 +811,8 @@ def advance(
     if isinstance(prediction, str):
         return _result(state, prediction, kept=False)
     energy, forces, virial = prediction
+    if state.symmetry:
+        forces, virial = state.symmetry.project(forces, virial)
     if state.steps == 0:
         state.start_energy = float(energy)
     # the symmetric part alone: the other would turn the crystal
@@ -729,16 +837,17 @@ def relax(
     batch_size=8,  # crystals at a time
     max_steps=MAX_STEPS,  # for each crystal
     fmax=FMAX,  # eV/Angstrom: largest force of a relaxed crystal
+    symmetries=None,  # iterable of the Symmetry that each crystal keeps; None: all are free
 ):  # yields (index, dict) in the order in which crystals are done
     """Relax the atoms and the cell of each crystal. The dict has relaxed (bool), reason ('' if
     relaxed), steps, energy (eV/atom) and structure, both None if the crystal diverged or the
     potential refused it, and start_energy (eV/atom; None if refused at the start)."""
     potential = potential or CHGNetPotential()
-    queue = enumerate(structures)
+    queue = enumerate(zip(structures, symmetries or repeat(None)))
     active = {}  # index -> FireState
     while True:
-        for i, structure in islice(queue, batch_size - len(active)):
-            active[i] = FireState(structure)
+        for i, start in islice(queue, batch_size - len(active)):
+            active[i] = FireState(*start)
         if not active:
             return
         predictions = predict(potential, [state.structure for state in active.values()])
