@@ -6,7 +6,8 @@
 __all__ = ['UPDATES', 'METHODS', 'GOLDEN', 'FACTORS', 'TIME_EXPONENT', 'LEFT_TO_DECODER', 'bayesian_update',
            'noise_reduced_update', 'accuracy', 'evidence', 'noise_scale', 'message_sums', 'beliefs_from_messages',
            'sample_one_hot', 'sample_periodic_image', 'unsigned_shift', 'splitmix64', 'keyed_uniform', 'keyed_normal',
-           'draw_by_key', 'CrystalNoise', 'step_times', 'draw_guesses', 'decide', 'sample']
+           'draw_by_key', 'CrystalNoise', 'step_times', 'draw_guesses', 'decide', 'first_belief', 'send_messages',
+           'sample']
 
 # %% ../nbs/10_sample.ipynb #b83c81e3
 import math
@@ -294,6 +295,43 @@ def decide(
     return per_channel(of_channel)
 
 # %% ../nbs/10_sample.ipynb #dda30729
+def first_belief(
+    G: Tensor,  # (B,) space groups
+    b: Tensor,  # (N,) crystal of each site
+    settings: dict,  # of a model
+    noise: CrystalNoise,
+    start_crystals,  # Crystals with these G and b; None: nothing is known
+    start_time: float,  # the time at which they are
+) -> tuple[Channels, dict]:  # the belief; the sums of messages that made it
+    "The belief from which a sampler starts."
+    belief = initial_beliefs(G, b)
+    if start_crystals is not None:
+        belief = flow(start_crystals, _at(start_time, G), noise.normal(0), settings)
+    return belief, message_sums(belief, settings, start_time)
+
+# %% ../nbs/10_sample.ipynb #29c0193c
+def send_messages(
+    z: dict,  # sums of the messages so far
+    guess: Channels,  # what the messages are about
+    normal: Channels,  # standard normal noise
+    *,
+    update,  # one of UPDATES
+    settings: dict,  # of a model
+    times: tuple,  # from which time to which the step goes
+    temperature: float,  # scale of the noise
+) -> dict:  # sums of the messages, with those of this step
+    "Update the sums of messages of all channels."
+    after = {}
+    for channel in CHANNELS:
+        e = evidence(channel, getattr(guess, channel.name))
+        beta_from, beta_to = (accuracy(channel, settings, t) for t in times)
+        scale = temperature * noise_scale(channel)
+        noise = getattr(normal, channel.name)
+        old = z[channel.name]
+        after[channel.name] = update(old, e, beta_from, beta_to, noise=noise, scale=scale)
+    return after
+
+# %% ../nbs/10_sample.ipynb #1f7bdee3
 @torch.no_grad()
 def sample(
     net,  # net(belief, t, G, b) -> estimates, for example a Model
@@ -311,25 +349,15 @@ def sample(
 ) -> Channels:  # the crystal: k and x; a one-hot; S as probabilities, which the decoder weighs
     "Generate crystals, section 3 of the paper. Raises ValueError for options that cannot be meant."
     _check(steps, method, temperature)
-    update, times = UPDATES[method], step_times(steps, method, start_time)
-    belief = initial_beliefs(G, b)
-    if start_crystals is not None:
-        belief = flow(start_crystals, _at(start_time, G), noise.normal(0), settings)
-    z = message_sums(belief, settings, start_time)
-    for i, (t_from, t_to) in enumerate(pairwise(times), 1):
-        estimate, normal = net(belief, _at(t_from, G), G, b), noise.normal(2 * i)
+    belief, z = first_belief(G, b, settings, noise, start_crystals, start_time)
+    options = dict(update=UPDATES[method], settings=settings, temperature=temperature)
+    for i, times in enumerate(pairwise(step_times(steps, method, start_time)), 1):
+        guess, normal = net(belief, _at(times[0], G), G, b), noise.normal(2 * i)
         if method == "bayes":
             uniform = noise.uniform(2 * i + 1)
-            estimate = draw_guesses(estimate, uniform, z=z, settings=settings, t=t_from)
-        for channel in CHANNELS:
-            name = channel.name
-            e = evidence(channel, getattr(estimate, name))
-            beta_from, beta_to = (accuracy(channel, settings, t) for t in (t_from, t_to))
-            scale = temperature * noise_scale(channel)
-            z[name] = update(
-                z[name], e, beta_from, beta_to, noise=getattr(normal, name), scale=scale
-            )
-        belief = beliefs_from_messages(z, settings, t_to, G)
+            guess = draw_guesses(guess, uniform, z=z, settings=settings, t=times[0])
+        z = send_messages(z, guess, normal, times=times, **options)
+        belief = beliefs_from_messages(z, settings, times[1], G)
         if report:
             report(i)
     return decide(net(belief, _at(1.0, G), G, b), method, noise)
