@@ -13,8 +13,8 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'KEEP', 'STABLE'
            'with_lattice', 'parse_request', 'write_json', 'load_progress', 'read_request', 'describe_request',
            'open_folder', 'save_progress', 'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names',
            'parse_folder', 'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies',
-           'select_best', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'generate',
-           'make_eval_fn', 'sample_cached']
+           'select_best', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
+           'plan_job', 'generate', 'make_eval_fn', 'sample_cached']
 
 # %% ../nbs/18_generation.ipynb #d7ba076a
 import csv
@@ -26,7 +26,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from numbers import Real
@@ -246,6 +246,19 @@ def sample_batches(
         yield batch
         first = end
 
+# %% ../nbs/18_generation.ipynb #915d918d
+def _collect(
+    batches,  # iterable of Crystals
+    report,  # report(crystals) is called with each batch; None: nothing is
+) -> Crystals:
+    "Put batches together as they come."
+    collected = []
+    for batch in batches:
+        collected.append(batch)
+        if report:
+            report(batch)
+    return concat(collected)
+
 # %% ../nbs/18_generation.ipynb #21bea116
 def sample_crystals(
     model,  # a trained Model
@@ -270,23 +283,12 @@ def sample_crystals(
     use_one_thread_after_fork()
     if constraints is None:
         constraints = sample_constraints(Request(), prior, n, seed)
-    config = SamplerConfig(
-        steps=steps,
-        method=method,
-        temperature=temperature,
-        precision=resolve_precision(precision, model.k_mean.device),
-        guidance=guidance,
-        seed=seed,
-        min_distance=min_distance,
-        repair_rounds=repair_rounds,
-    )
+    precision = resolve_precision(precision, model.k_mean.device)
+    sampler = dict(steps=steps, method=method, temperature=temperature, precision=precision)
+    decoder = dict(min_distance=min_distance, repair_rounds=repair_rounds)
+    config = SamplerConfig(guidance=guidance, seed=seed, **sampler, **decoder)
     targets = Targets(torch.arange(n), constraints, y)[torch.arange(first, n)]
-    batches = []
-    for batch in sample_batches(model, targets, config, batch_size):
-        batches.append(batch)
-        if report:
-            report(batch)
-    return concat(batches)
+    return _collect(sample_batches(model, targets, config, batch_size), report)
 
 # %% ../nbs/18_generation.ipynb #6b1448f9
 def crystal_table(
@@ -1120,6 +1122,60 @@ def describe_crystals(
     return Generated(decode(crystals, primitive=True), pd.DataFrame(rows), crystals)
 
 # %% ../nbs/18_generation.ipynb #e1ea1cc6
+class Job(NamedTuple):
+    "A request that has been checked, and what is needed to fulfil it."
+
+    n: int  # number of crystals to return
+    n_sampled: int  # number of crystals to sample, of which the best are returned
+    sampler: Callable  # sampler(first=i, report=f) samples, as `sample_with_progress` calls it
+    description: dict  # what `describe_request` returns
+    out: Path | None  # folder to write to; None: write nothing
+    device: str  # what `resolve_device` returns
+    seed: int
+    condition: dict | None  # property -> value to aim at
+
+
+def run_job(
+    job: Job,
+    progress: bool,  # whether to show a progress bar
+) -> Generated:
+    "Sample, choose the best, and describe them."
+    crystals = sample_with_progress(job.sampler, job.n_sampled, job.out, job.description, progress)
+    chosen = select_best(crystals, job.n, job.device)
+    return describe_crystals(chosen, job.out, job.seed, job.condition)
+
+# %% ../nbs/18_generation.ipynb #03563424
+def plan_job(
+    n,  # this and what follows: as for `generate`
+    best,
+    condition,
+    request: dict,  # the parameters of `parse_request`
+    settings: dict,  # steps, method, temperature, seed, precision, guidance
+    *,
+    batch_size,
+    device,
+    model,
+    out,
+) -> Job:
+    "Check a request, and load the model. Raises ValueError if the request is impossible."
+    n = whole_number("n", n)
+    n_sampled = number_to_sample(n, best)
+    out = parse_folder(out)
+    device = resolve_device(device)
+    batch_size = resolve_batch_size(batch_size, device)
+    settings = sampler_settings(device, **settings)
+    parsed = parse_request(**request)
+    trained = model if isinstance(model, Trained) else load(model)
+    net = trained.model.to(device)
+    condition = parse_condition(condition, net.settings["properties"])
+    told = settings | dict(sampled=n_sampled)  # the best 4 of 8 are not the request of all 8
+    description = describe_request(n, condition, told, net, parsed)
+    settings |= plan_crystals(trained, parsed, condition, n_sampled, settings["seed"])
+    settings |= dict(batch_size=batch_size)
+    sampler = partial(sample_crystals, net, trained.prior, n_sampled, **settings)
+    return Job(n, n_sampled, sampler, description, out, device, settings["seed"], condition)
+
+# %% ../nbs/18_generation.ipynb #cf4f84f1
 def generate(
     n,  # number of crystals
     *,
@@ -1143,24 +1199,10 @@ def generate(
     "Generate crystals on request. Raises ValueError with the reason if the request is impossible."
     use_one_thread_after_fork()
     check_names(request)
-    n = whole_number("n", n)
-    n_sampled = number_to_sample(n, best)
-    out = parse_folder(out)
-    device = resolve_device(device)
-    batch_size = resolve_batch_size(batch_size, device)
     settings = dict(steps=steps, method=method, temperature=temperature, seed=seed)
     settings |= dict(precision=precision, guidance=guidance)
-    settings = sampler_settings(device, **settings)
-    parsed = parse_request(**request)
-    trained = model if isinstance(model, Trained) else load(model)
-    net, prior = trained.model.to(device), trained.prior
-    condition = parse_condition(condition, net.settings["properties"])
-    told = settings | dict(sampled=n_sampled)  # the best 4 of 8 are not the request of all 8
-    description = describe_request(n, condition, told, net, parsed)
-    settings |= plan_crystals(trained, parsed, condition, n_sampled, settings["seed"])
-    sampler = partial(sample_crystals, net, prior, n_sampled, batch_size=batch_size, **settings)
-    crystals = sample_with_progress(sampler, n_sampled, out, description, progress)
-    return describe_crystals(select_best(crystals, n, device), out, settings["seed"], condition)
+    where = dict(batch_size=batch_size, device=device, model=model, out=out)
+    return run_job(plan_job(n, best, condition, request, settings, **where), progress)
 
 # %% ../nbs/18_generation.ipynb #19g00001
 def make_eval_fn(
