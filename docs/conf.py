@@ -142,15 +142,16 @@ def title(path):
 def contents():
     "The hidden tables of contents: captions, and the pages under each."
 
-    def notebooks(first, last):
+    def notebooks(first, last, exporting=(True, False)):
         chosen = [path for path in NOTEBOOKS if first <= path.stem[:2] <= last]
+        chosen = [path for path in chosen if (path.stem in MODULES.values()) in exporting]
         return [f"{title(path)} <nbs/{path.stem}>" for path in chosen]
 
     pages = {
         "Start": ["A tour <nbs/index>", "Crystals to explore <docs/explorer>"],
         "The method": notebooks("00", "12"),
-        "Crystals and measures": notebooks("13", "19"),
-        "Experiments": notebooks("20", "99"),
+        "Crystals and measures": notebooks("13", "19") + notebooks("20", "99", [True]),
+        "Experiments": notebooks("20", "99", [False]),
         "Reference": [
             "API <docs/api/index>",
             "Model card <nbs/31_weights>",
@@ -203,8 +204,9 @@ INTRODUCTION = """# API
 What `import symmbfn` offers: {py:func}`~symmbfn.structures.encode` and
 {py:func}`~symmbfn.structures.decode` between crystals and tensors,
 {py:func}`~symmbfn.datasets.load_data`, {py:func}`~symmbfn.model.load` for weights,
-{py:func}`~symmbfn.generation.generate` and {py:func}`~symmbfn.evaluation.evaluate`. The same from
-the shell: [the command line](command_line.md). Everything else is in the modules, in the order of
+{py:func}`~symmbfn.generation.generate`, {py:func}`~symmbfn.evaluation.evaluate`,
+{py:func}`~symmbfn.screening.relax` and {py:func}`~symmbfn.screening.screen`. The same from the
+shell: [the command line](command_line.md). Everything else is in the modules, in the order of
 the notebooks that export them.
 """
 

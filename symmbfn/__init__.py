@@ -7,6 +7,8 @@ _public = {
     "load": "model",
     "generate": "generation",
     "evaluate": "evaluation",
+    "relax": "screening",
+    "screen": "screening",
 }
 
 

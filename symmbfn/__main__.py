@@ -180,6 +180,32 @@ def precision_option(default):
     )
 
 
+progress_option = click.option(
+    "--progress/--no-progress", default=True, help="Show a progress bar."
+)
+hull_option = click.option(
+    "--hull", help="CSV table of formulas and energies; by default the package's."
+)
+scale_option = click.option(
+    "--scale",
+    type=click.Choice(["elements", "calibrated", "paper"]),
+    help="Another scale of energies above the hull, see notebook 32_calibration.",
+)
+
+
+def add_options(
+    options,  # list of what `click.option` returns
+):  # decorator of a command
+    "Give a command several options, in the order of the list."
+
+    def decorate(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @click.group(
     cls=Commands,
     invoke_without_command=True,
@@ -197,6 +223,7 @@ def main(context):
     Examples:
       symmbfn generate --n 8 --out crystals
       symmbfn generate --n 100 --space-group Fm-3m --elements Li,O --out crystals
+      symmbfn screen --n 20 --elements Li,O --out oxides
       symmbfn evaluate crystals --out report
       symmbfn info
     """
@@ -204,87 +231,144 @@ def main(context):
         click.echo(context.get_help())
 
 
+# what crystals are to be, and how they are sampled: the options of all commands that generate
+GENERATION_OPTIONS = [
+    click.option(
+        "--space-group",
+        "--crystal-system",
+        "space_group",
+        type=CommaSeparated(),
+        help="Numbers, ranges such as 221-230, symbols such as Fm-3m, or systems such as cubic.",
+    ),
+    click.option(
+        "--elements",
+        type=CommaSeparated(),
+        help="Each of these elements and no others, such as Li,O.",
+    ),
+    click.option("--require", type=CommaSeparated(), help="Elements that must occur; others may."),
+    click.option("--forbid", type=CommaSeparated(), help="Elements that must not occur."),
+    click.option("--composition", help="Exactly this composition, such as LiFePO4."),
+    click.option(
+        "--formula-units", type=int, help="Formula units in the primitive cell, with --composition."
+    ),
+    click.option("--n-sites", type=int, help="Sites in the asymmetric unit."),
+    click.option("--n-atoms", type=int, help="Atoms in the primitive cell."),
+    click.option(
+        "--template",
+        type=click.Path(exists=True, dir_okay=False),
+        help="CIF whose space group and Wyckoff positions to use.",
+    ),
+    click.option(
+        "--keep",
+        type=CommaSeparated(),
+        default=[],
+        help="What else of the template to use: elements, coordinates, lattice.",
+    ),
+    click.option(
+        "--lattice",
+        type=float,
+        nargs=6,
+        help="a b c alpha beta gamma of the conventional cell, in Angstrom and degrees.",
+    ),
+    click.option(
+        "--site",
+        "sites",
+        type=Site(),
+        multiple=True,
+        help="A site that must occur, such as Ti:2a or Ti:2a:0,0,0; once for each site.",
+    ),
+    click.option(
+        "--condition",
+        type=Target(),
+        multiple=True,
+        help="Property and value to aim at; once for each property. Without it: an energy above "
+        "the hull of 0. The word none: nothing.",
+    ),
+    click.option(
+        "--guidance", type=float, default=0.0, help="How strongly to aim at the properties."
+    ),
+    click.option(
+        "--best",
+        type=float,
+        default=1.0,
+        help="Share of the sampled crystals to return: those of lowest energy as they are, by "
+        "CHGNet.",
+    ),
+    click.option("--steps", type=int, default=50, help="Steps of the sampler."),
+    click.option(
+        "--method",
+        type=click.Choice(["bayes", "noise-reduced"]),
+        default="noise-reduced",
+        help="Sampler: bayes is the paper's; noise-reduced draws fresh noise in each step.",
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        default=0.9,
+        help="Scale of the sampler's noise; the lower, the likelier and the more alike the "
+        "crystals.",
+    ),
+    precision_option("float32"),
+    click.option(
+        "--batch-size",
+        type=NumberOrAuto(),
+        default="auto",
+        help="Crystals that are sampled at once.",
+    ),
+    model_option,
+]
+# how crystals are relaxed
+RELAXATION_OPTIONS = [
+    click.option(
+        "--potential",
+        default="chgnet",
+        help="chgnet, or module:function for a function that makes a calculator of ASE.",
+    ),
+    click.option(
+        "--symmetry",
+        type=click.Choice(["keep", "free"]),
+        default="keep",
+        help="keep: each crystal keeps its space group when it is relaxed.",
+    ),
+    click.option(
+        "--fmax", type=float, default=0.1, help="Largest force that is left, eV/Angstrom."
+    ),
+    click.option("--max-steps", type=int, default=500, help="Steps of each relaxation."),
+    hull_option,
+    scale_option,
+]
+
+
+def request_of(
+    condition,  # pairs of --condition
+    sites,  # triples of --site
+    keep,  # list of --keep
+    options,  # all other options; None: not given
+):  # dict of parameters for Python
+    "Turn options into parameters."
+    request = {name: value for name, value in options.items() if value is not None}
+    if sites:
+        request["sites"] = list(sites)
+    if condition:
+        request["condition"] = targets_of(condition)
+    return request | dict(keep=tuple(keep))
+
+
 @main.command()
 @click.option("--n", type=int, required=True, help="How many crystals.")
 @out_option(
     "Folder to write to; if it holds a part of the same request, that is completed.", required=True
 )
+@add_options(GENERATION_OPTIONS)
 @click.option(
-    "--space-group",
-    type=CommaSeparated(),
-    help="Numbers, ranges such as 221-230, symbols such as Fm-3m, or systems such as cubic.",
-)
-@click.option(
-    "--elements", type=CommaSeparated(), help="Each of these elements and no others, such as Li,O."
-)
-@click.option("--require", type=CommaSeparated(), help="Elements that must occur; others may.")
-@click.option("--forbid", type=CommaSeparated(), help="Elements that must not occur.")
-@click.option("--composition", help="Exactly this composition, such as LiFePO4.")
-@click.option(
-    "--formula-units", type=int, help="Formula units in the primitive cell, with --composition."
-)
-@click.option("--n-sites", type=int, help="Sites in the asymmetric unit.")
-@click.option("--n-atoms", type=int, help="Atoms in the primitive cell.")
-@click.option(
-    "--template",
-    type=click.Path(exists=True, dir_okay=False),
-    help="CIF whose space group and Wyckoff positions to use.",
-)
-@click.option(
-    "--keep",
-    type=CommaSeparated(),
-    default=[],
-    help="What else of the template to use: elements, coordinates, lattice.",
-)
-@click.option(
-    "--lattice",
-    type=float,
-    nargs=6,
-    help="a b c alpha beta gamma of the conventional cell, in Angstrom and degrees.",
-)
-@click.option(
-    "--site",
-    "sites",
-    type=Site(),
-    multiple=True,
-    help="A site that must occur, such as Ti:2a or Ti:2a:0,0,0; once for each site.",
-)
-@click.option(
-    "--condition",
-    type=Target(),
-    multiple=True,
-    help="Property and value to aim at; once for each property. Without it: an energy above the "
-    "hull of 0. The word none: nothing.",
-)
-@click.option("--guidance", type=float, default=0.0, help="How strongly to aim at the properties.")
-@click.option(
-    "--best",
-    type=float,
-    default=1.0,
-    help="Share of the sampled crystals to return: those of lowest energy as they are, by CHGNet.",
-)
-@click.option("--steps", type=int, default=50, help="Steps of the sampler.")
-@click.option(
-    "--method",
-    type=click.Choice(["bayes", "noise-reduced"]),
-    default="noise-reduced",
-    help="Sampler: bayes is the paper's; noise-reduced draws fresh noise in each step.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=0.9,
-    help="Scale of the sampler's noise; the lower, the likelier and the more alike the crystals.",
+    "--relax",
+    is_flag=True,
+    help="Relax the crystals, too, into a folder named like --out with _relaxed at the end.",
 )
 @seed_option
-@precision_option("float32")
-@click.option(
-    "--batch-size", type=NumberOrAuto(), default="auto", help="Crystals that are sampled at once."
-)
 @device_option("auto")
-@model_option
-@click.option("--progress/--no-progress", default=True, help="Show a progress bar.")
-def generate(condition, sites, keep, **options):
+@progress_option
+def generate(condition, sites, keep, relax, **options):
     """Generate crystals that fulfil a request.
 
     Writes a CIF and a POSCAR file for each crystal, all crystals as crystals.extxyz, and a table as
@@ -301,15 +385,124 @@ def generate(condition, sites, keep, **options):
     """
     from symmbfn.generation import generate
 
-    request = {name: value for name, value in options.items() if value is not None}
-    if sites:
-        request["sites"] = list(sites)
-    if condition:
-        request["condition"] = targets_of(condition)
-    made = generate(keep=tuple(keep), **request)
+    made = generate(**request_of(condition, sites, keep, options))
     columns = ["formula", "space_group", "found_group", "wyckoff", "density", "valid"]
     click.echo(made.table[columns].to_string(max_rows=20))
     click.echo(f"{len(made.table)} crystals are in {options['out']}.")
+    if relax:
+        relax_generated(made, options)
+
+
+def relax_generated(
+    made,  # what `generate` returned
+    options,  # of the command
+):
+    "Relax crystals that were generated."
+    from symmbfn.screening import relax
+
+    # not inside --out, whose CIF files `symmbfn evaluate` would read together with those in there
+    out = options["out"].with_name(options["out"].name + "_relaxed")
+    shared = {name: options[name] for name in ("device", "progress")}
+    echo_relaxed(relax(made, out=out, **shared).table, out)
+
+
+def echo_relaxed(
+    table,  # DataFrame that `relax` returns
+    out,  # folder that was written to
+):
+    "Print the essence of relaxations."
+    columns = ["name", "formula", "space_group", "group_relaxed", "e_above_hull", "reason_relaxed"]
+    shown = [column for column in columns if column in table]
+    click.echo(table[shown].to_string(max_rows=20, na_rep="-", float_format="{:.3f}".format))
+    click.echo(f"{int(table['energy'].notna().sum())} relaxed crystals are in {out}.")
+
+
+@main.command()
+@click.argument("structures")
+@out_option(
+    "Folder to write to; if it holds a part of the same relaxations, that is completed.",
+    required=True,
+)
+@add_options(RELAXATION_OPTIONS)
+@workers_option
+@device_option("auto")
+@progress_option
+def relax(structures, **options):
+    """Relax STRUCTURES with a potential.
+
+    STRUCTURES is a folder or zip of CIF files, a CSV or parquet table with a column `cif`, an
+    extxyz file, or a data set that `symmbfn encode` made. Writes CIF and POSCAR files,
+    crystals.extxyz, and a table with energies above the hull, as relaxed.csv and relaxed.parquet.
+    A crystal that fails has the reason in its row.
+
+    \b
+    Examples:
+      symmbfn relax crystals --out relaxed
+      symmbfn relax mine.extxyz --symmetry free --fmax 0.02 --out relaxed
+      symmbfn relax mine.csv --potential mace.calculators:mace_mp --out relaxed
+    """
+    from symmbfn.screening import relax
+
+    echo_relaxed(relax(structures, **options).table, options["out"])
+
+
+@main.command()
+@click.option("--n", type=int, required=True, help="How many different, novel crystals to find.")
+@out_option(
+    "Folder to write to; if it holds a part of the same screen, that goes on.", required=True
+)
+@click.option(
+    "--max-energy",
+    type=float,
+    default=0.1,
+    help="Energy above the hull up to which crystals are listed, eV/atom.",
+)
+@click.option(
+    "--known",
+    multiple=True,
+    help="Known crystals beside MP-20, in any format that `symmbfn evaluate` reads; once for each.",
+)
+@click.option(
+    "--max-crystals",
+    type=int,
+    help="Stop after the block with which so many are generated; by default 100 times --n.",
+)
+@click.option(
+    "--max-minutes",
+    type=float,
+    default=float("inf"),
+    help="Stop after the block that is at work at this time; started again, the screen goes on.",
+)
+@click.option("--block-size", type=int, default=64, help="Crystals that are generated at a time.")
+@add_options(GENERATION_OPTIONS)
+@add_options(RELAXATION_OPTIONS)
+@seed_option
+@workers_option
+@device_option("auto")
+@progress_option
+def screen(condition, sites, keep, **options):
+    """Search for novel crystals near the hull, and rank them.
+
+    Crystals are generated, those that are invalid or copies are left out, the rest is relaxed,
+    placed on the hull and compared with MP-20, until --n are found that are different, novel and at
+    most --max-energy above the hull. Writes the list as ranking.csv and ranking.parquet, its
+    crystals into the folder crystals, the best twelve as best.png, every crystal with its fate as
+    generated.csv, and how many passed each step as funnel.csv. Known crystals are listed too.
+
+    \b
+    Examples:
+      symmbfn screen --elements Li,P,S --space-group cubic --n 50 --out lips
+      symmbfn screen --composition SrTiO3 --n 3 --max-minutes 20 --out titanate
+      symmbfn screen --require Na,Cl --n 10 --known mine.csv --max-energy 0.05 --out halides
+    """
+    from symmbfn.screening import screen
+
+    found = screen(**request_of(condition, sites, keep, options))
+    columns = ["formula", "e_above_hull", "known", "group_relaxed", "competing_phases", "flags"]
+    look = dict(index=False, na_rep="-", float_format="{:.3f}".format)
+    click.echo(found.table[columns].head(20).to_string(**look))
+    click.echo(f"\n{found.funnel.to_string(index=False)}")
+    click.echo(f"\nThe ranked list is {options['out'] / 'ranking.csv'}.")
 
 
 @main.command()
@@ -318,12 +511,8 @@ def generate(condition, sites, keep, **options):
 @click.option("--train", help="Training set: crystals that are not in it are novel.")
 @click.option("--val", help="Validation set: novelty is counted for this set, too.")
 @click.option("--test", help="Test set, for coverage and distances.")
-@click.option("--hull", help="CSV table of formulas and energies; by default the package's.")
-@click.option(
-    "--scale",
-    type=click.Choice(["elements", "calibrated", "paper"]),
-    help="Another scale of energies above the hull, see notebook 32_calibration.",
-)
+@hull_option
+@scale_option
 @click.option(
     "--relaxations",
     type=click.IntRange(0),

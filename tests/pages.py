@@ -29,7 +29,7 @@ from papermill.cli import _resolve_type
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "nbs"
 WEIGHTS = ROOT / "symmbfn" / "weights.safetensors"
-USES_WEIGHTS = re.compile(r"(?<!np\.)\b(load|generate|sample_cached)\(")
+USES_WEIGHTS = re.compile(r"(?<!np\.)\b(load|generate|sample_cached|screen)\(")
 
 
 def digest(content: bytes) -> str:

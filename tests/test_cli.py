@@ -55,7 +55,16 @@ def trained(data_sets):
 
 
 def test_commands():
-    assert COMMANDS == ["encode", "evaluate", "generate", "info", "runs", "train"]
+    assert COMMANDS == [
+        "encode",
+        "evaluate",
+        "generate",
+        "info",
+        "relax",
+        "runs",
+        "screen",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], *([c, "--help"] for c in COMMANDS)])
@@ -81,9 +90,28 @@ def test_generate_has_the_options_of_the_function():
     function = inspect.signature(generate).parameters
     request = inspect.signature(parse_request).parameters
     names = {*function, *request} - {"request"}  # request stands for the others
-    assert set(options_of("generate")) == names
+    command_only = {"relax"}  # in Python: relax(generate(...))
+    assert set(options_of("generate")) == names | command_only
     for name in ("steps", "method", "temperature", "seed", "precision", "batch_size", "device"):
         assert options_of("generate")[name].default == function[name].default, name
+
+
+def test_screen_and_relax_have_the_options_of_the_functions():
+    from symmbfn.generation import generate, parse_request
+    from symmbfn.screening import relax, screen
+
+    functions = [dict(inspect.signature(f).parameters) for f in (screen, generate, parse_request)]
+    names = {name for function in functions for name in function}
+    assert set(options_of("screen")) == names - {"generation", "request"}
+    assert set(options_of("relax")) == {*inspect.signature(relax).parameters} - {"structures"}
+    for command, function in (
+        ("screen", functions[0]),
+        ("relax", inspect.signature(relax).parameters),
+    ):
+        for name in ("fmax", "max_steps", "symmetry", "potential", "device"):
+            assert options_of(command)[name].default == function[name].default, (command, name)
+    for name in ("max_energy", "max_minutes", "block_size", "seed"):
+        assert options_of("screen")[name].default == functions[0][name].default, name
 
 
 def test_train_has_the_options_of_the_configuration():
@@ -141,6 +169,12 @@ def test_an_option_means_the_same_everywhere():
         ("evaluate some --relaxations -1 --out x", "not in the range"),
         ("generate --n 1 --model none.safetensors --out x", "does not exist"),
         ("evaluate nowhere --out x", "nowhere"),
+        ("relax nowhere --out x", "nowhere"),
+        ("relax some --symmetry broken --out x", "not one of"),
+        ("screen --n 0 --out x", "n is 0"),
+        ("screen --n 1 --max-minutes 0 --out x", "max_minutes is 0"),
+        ("screen --n 1 --potential EMT --out x", "'EMT' is unknown"),
+        ("screen --n 1 --scale paper --potential ase.calculators.emt:EMT --out x", "no scale"),
         ("encode nowhere --out x.safetensors", "nowhere"),
         ("encode nowhere --out x", "ends in .safetensors"),
         ("train mp20", "Missing option"),

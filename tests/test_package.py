@@ -105,7 +105,10 @@ def test_training_loads_torch_numpy_and_safetensors_alone():
     assert added - {"triton"} == {"symmbfn"}  # Triton comes with torch for GPUs
 
 
-@pytest.mark.parametrize("name", ["encode", "decode", "load_data", "load", "generate", "evaluate"])
+PUBLIC = ["encode", "decode", "load_data", "load", "generate", "evaluate", "relax", "screen"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_is_there(name):
     code = f"import symmbfn; assert callable(symmbfn.{name}) and '{name}' in dir(symmbfn)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
