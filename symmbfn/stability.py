@@ -410,6 +410,22 @@ def chgnet(
     return model.requires_grad_(False).eval()
 
 # %% ../nbs/16_stability.ipynb #cf7c91de
+def _owners(
+    counts,  # (B,) number of atoms, or edges, or bonds of each crystal
+):  # (total of counts,)
+    "The crystal that each atom, or edge, or bond belongs to."
+    return torch.repeat_interleave(torch.arange(len(counts)).to(counts), counts)
+
+
+def _shifts(
+    counts,  # (B,) number of what the indices point to, such as atoms
+    holders,  # (B,) number of what has the indices, such as edges
+):  # (total of holders,)
+    "What to add to indices that count within a crystal so that they count within the batch."
+    before = counts.cumsum(0) - counts  # (B,) in all crystals before each
+    return torch.repeat_interleave(before, holders)
+
+# %% ../nbs/16_stability.ipynb #a5d96755
 class JoinedGraphs:
     """The graphs of B crystals, one after the other. `atoms`, `edges`, `bonds` and `angles` (B,)
     count those of each crystal."""
@@ -428,29 +444,22 @@ class JoinedGraphs:
 
     def _count(self, name):
         "Length (B,) of a field in each graph."
-        return torch.tensor([len(getattr(g, name)) for g in self.graphs])
+        return torch.tensor([len(getattr(g, name)) for g in self.graphs]).to(self.device)
 
     def join(self, name):
         "Concatenate a field of all graphs."
         return torch.cat([getattr(g, name).detach() for g in self.graphs]).to(self.device)
 
-    def crystal(
-        self,
-        counts,  # (B,) such as `atoms`
-    ):  # (total of counts,)
-        "The crystal that each atom, or edge, or bond belongs to."
-        return torch.repeat_interleave(torch.arange(len(counts)), counts).to(self.device)
+# %% ../nbs/16_stability.ipynb #81c7a5a3
+def _strained_positions(joined, strain):
+    "Strained cells (B,3,3), and positions (N,3) of all atoms in them, Angstrom."
+    identity = torch.eye(3, device=strain.device)
+    lattices = torch.stack([g.lattice.detach() for g in joined.graphs]).to(strain.device)
+    cell = lattices @ (identity + strain)
+    atom_cell = cell[_owners(joined.atoms)]  # (N,3,3)
+    return cell, (joined.join("atom_frac_coord")[:, None] @ atom_cell)[:, 0]
 
-    def shift(
-        self,
-        counts,  # (B,) what the indices point to, such as `atoms`
-        holders,  # (B,) what has the indices, such as `edges`
-    ):  # (total of holders,)
-        "What to add to indices that count within a crystal so that they count within the batch."
-        before = counts.cumsum(0) - counts  # (B,) in all crystals before each
-        return torch.repeat_interleave(before, holders).to(self.device)
-
-# %% ../nbs/16_stability.ipynb #fab8e782
+# %% ../nbs/16_stability.ipynb #bd5418a9
 def batch_graphs(
     model,  # from `chgnet`
     graphs,  # list of CHGNet's CrystalGraph
@@ -460,16 +469,9 @@ def batch_graphs(
     from chgnet.model.model import BatchedGraph
 
     joined = JoinedGraphs(graphs, strain.device)
-    identity = torch.eye(3, device=strain.device)
-    lattices = torch.stack([g.lattice.detach() for g in graphs]).to(strain.device)
-    cell = lattices @ (identity + strain)
-    atom_cell = cell[joined.crystal(joined.atoms)]  # (N,3,3)
-    x = (joined.join("atom_frac_coord")[:, None] @ atom_cell)[:, 0]
-    edge_atoms = joined.join("atom_graph").long()
-    edge_atoms = edge_atoms + joined.shift(joined.atoms, joined.edges)[:, None]
-    atom_basis, bond_basis, vectors = _bond_bases(
-        model, joined, cell, x[edge_atoms[:, 0]], x[edge_atoms[:, 1]]
-    )
+    cell, x = _strained_positions(joined, strain)
+    edge_atoms = joined.join("atom_graph").long() + _shifts(joined.atoms, joined.edges)[:, None]
+    atom_basis, bond_basis, vectors = _bond_bases(model, joined, cell, x, edge_atoms)
     angle_basis, bond_graph = _angles(model, joined, vectors)
     to_bond = joined.join("directed2undirected").long()
     batch = BatchedGraph(
@@ -479,35 +481,35 @@ def batch_graphs(
         angle_bases=angle_basis,
         batched_atom_graph=edge_atoms,
         batched_bond_graph=bond_graph,
-        atom_owners=joined.crystal(joined.atoms).int(),
-        directed2undirected=to_bond + joined.shift(joined.bonds, joined.edges),
+        atom_owners=_owners(joined.atoms).int(),
+        directed2undirected=to_bond + _shifts(joined.bonds, joined.edges),
         atom_positions=[x],
         strains=[strain],
         volumes=torch.linalg.det(cell),
     )
     return batch, x
 
-# %% ../nbs/16_stability.ipynb #a5d96755
+# %% ../nbs/16_stability.ipynb #183de144
 def _bond_bases(
     model,  # from `chgnet`
     joined,  # JoinedGraphs
     cell,  # (B,3,3) Angstrom, strained
-    center,  # (E,3) position of the first atom of each edge, Angstrom
-    neighbor,  # (E,3) position of the second atom, without its image
+    x,  # (N,3) positions of the atoms, Angstrom
+    edge_atoms,  # (E,2) the two atoms of each edge
 ):  # bases of the atom graph and of the bond graph; (E,3) vector of each edge
     "Expand the bond lengths in CHGNet's radial bases."
-    edge_cell = cell[joined.crystal(joined.edges)]
+    edge_cell = cell[_owners(joined.edges)]
     image = (joined.join("neighbor_image")[:, None] @ edge_cell)[:, 0]
     edge_of_bond = joined.join("undirected2directed").long()
     return model.bond_basis_expansion(
-        center=center,
-        neighbor=neighbor,
-        undirected2directed=edge_of_bond + joined.shift(joined.edges, joined.bonds),
+        center=x[edge_atoms[:, 0]],
+        neighbor=x[edge_atoms[:, 1]],  # without its image
+        undirected2directed=edge_of_bond + _shifts(joined.edges, joined.bonds),
         image=image,
         lattice=torch.eye(3, device=cell.device),  # images are Cartesian already
     )
 
-# %% ../nbs/16_stability.ipynb #81c7a5a3
+# %% ../nbs/16_stability.ipynb #5596b115
 def _angles(
     model,  # from `chgnet`
     joined,  # JoinedGraphs
@@ -517,9 +519,9 @@ def _angles(
     # a row of CHGNet's bond graph: an atom, a bond and its edge from the atom, another of both
     graphs = [g.bond_graph.reshape(-1, 5) for g in joined.graphs]
     atom, bond_1, edge_1, bond_2, edge_2 = torch.cat(graphs).to(joined.device).long().T
-    shift_atom = joined.shift(joined.atoms, joined.angles)
-    shift_bond = joined.shift(joined.bonds, joined.angles)
-    shift_edge = joined.shift(joined.edges, joined.angles)
+    shift_atom = _shifts(joined.atoms, joined.angles)
+    shift_bond = _shifts(joined.bonds, joined.angles)
+    shift_edge = _shifts(joined.edges, joined.angles)
     bond_graph = torch.stack([atom + shift_atom, bond_1 + shift_bond, bond_2 + shift_bond], 1)
     if not len(atom):
         return torch.tensor([]), bond_graph
@@ -568,6 +570,21 @@ def split_portions(
     return portions
 
 # %% ../nbs/16_stability.ipynb #037bfdf2
+def _predict_portion(model, graphs, device):
+    "Compute energies, forces and virials of one portion, as numpy arrays."
+    strain = torch.zeros(len(graphs), 3, 3, device=device, requires_grad=True)
+    batch, x = batch_graphs(model, graphs, strain)
+    crystal = batch.atom_owners.long()
+    atoms = torch.bincount(crystal, minlength=len(graphs))
+    energy = model._compute(batch)["e"]  # without that of the separate atoms, eV/atom
+    gradient, strain_gradient = torch.autograd.grad((energy * atoms).sum(), [x, strain])
+    weights = model.composition_model.fc.weight.reshape(-1)
+    single = weights[batch.atomic_numbers.long() - 1]  # energy of each separate atom, eV
+    energy = (energy + segment_mean(single, crystal, len(graphs))).detach().cpu()
+    forces = [v.double().numpy() for v in (-gradient).cpu().split(atoms.tolist())]
+    return energy.double().numpy(), forces, -strain_gradient.cpu().double().numpy()
+
+# %% ../nbs/16_stability.ipynb #0fb43b86
 class CHGNetPotential(Potential):
     """CHGNet 0.3.0, many crystals at once. Raises ValueError for a crystal that has no graph, see
     `crystal_graph`."""
@@ -583,23 +600,9 @@ class CHGNetPotential(Potential):
     def __call__(self, structures):
         model = chgnet(self.device)
         graphs = [crystal_graph(model, s) for s in structures]
-        portions = [self._predict(model, portion) for portion in split_portions(graphs)]
+        portions = [_predict_portion(model, p, self.device) for p in split_portions(graphs)]
         energies, forces, virials = zip(*portions)
         return np.concatenate(energies), sum(forces, []), np.concatenate(virials)
-
-    def _predict(self, model, graphs):
-        "Compute energies, forces and virials of one portion, as numpy arrays."
-        strain = torch.zeros(len(graphs), 3, 3, device=self.device, requires_grad=True)
-        batch, x = batch_graphs(model, graphs, strain)
-        crystal = batch.atom_owners.long()
-        atoms = torch.bincount(crystal, minlength=len(graphs))
-        energy = model._compute(batch)["e"]  # without that of the separate atoms, eV/atom
-        gradient, strain_gradient = torch.autograd.grad((energy * atoms).sum(), [x, strain])
-        weights = model.composition_model.fc.weight.reshape(-1)
-        single = weights[batch.atomic_numbers.long() - 1]  # energy of each separate atom, eV
-        energy = (energy + segment_mean(single, crystal, len(graphs))).detach().cpu()
-        forces = [v.double().numpy() for v in (-gradient).cpu().split(atoms.tolist())]
-        return energy.double().numpy(), forces, -strain_gradient.cpu().double().numpy()
 
 # %% ../nbs/16_stability.ipynb #7ce442a9
 def make_calculator(
