@@ -15,7 +15,7 @@ __all__ = ['KEPT_SYMPREC', 'READ', 'MEASURE', 'FINGERPRINT', 'COMPOSITION', 'SPL
            'compare_crystals', 'mark_unique_novel', 'mark_sun', 'merge_rows', 'assemble_rows', 'number_line',
            'share_line', 'table2_lines', 'novelty_lines', 'stability_lines', 'cost_lines', 'summarize', 'easy_shares',
            'format_summary', 'write_csv', 'to_frame', 'Report', 'describe', 'check_seconds', 'count_relaxations',
-           'prepare_folder', 'write_report', 'evaluate']
+           'prepare_folder', 'write_report', 'assemble_report', 'evaluate']
 
 # %% ../nbs/19_evaluation.ipynb #32e00004
 import csv
@@ -358,7 +358,7 @@ MEASURE = Stage("measure", measure_stage, f"measure 2 {OXIDATION_STATES}", 64)
 FINGERPRINT = Stage("fingerprint", fingerprint_stage, "fingerprint 2", 8)
 COMPOSITION = Stage("composition", composition_stage, "composition 1", 256)
 
-
+# %% ../nbs/19_evaluation.ipynb #3ae93e05
 def relaxation(
     potential: Potential,
     batch_size=8,  # crystals relaxed at a time
@@ -632,7 +632,7 @@ def element_shares(
 # %% ../nbs/19_evaluation.ipynb #32e0002d
 SPLITS = ("train", "val", "test")
 
-
+# %% ../nbs/19_evaluation.ipynb #baf3fc35
 class Computer:
     "Runs stages on crystals, keeps the results in a store, and measures how long each stage takes."
 
@@ -1421,6 +1421,26 @@ def write_report(
         )
 
 # %% ../nbs/19_evaluation.ipynb #39a5679d
+def assemble_report(
+    names,  # (n,) of the crystals, as `load_structures` returns them
+    sources,  # (n,) the crystals
+    references,  # of `load_references`
+    plan: RelaxationPlan,
+    compute: Computer,
+    seconds,  # that one crystal took to generate; or None
+) -> Report:
+    "Measure and relax crystals, compare them, and sum up the results."
+    measured = measure(sources, references, compute)
+    floor = measure_floor(len(sources), references, compute)
+    stability, relaxed = relax_crystals(measured.rows, sources, plan, compute)
+    with compute.timed("compare"):
+        duplicates = compare_crystals(measured.rows, sources, relaxed, references)
+    rows = assemble_rows(names, measured, stability, duplicates)
+    summary = summarize(rows, measured.table2, floor, seconds)
+    about = describe(len(rows), plan, references, compute) | dict(seconds=seconds)
+    return Report(rows, summary, relaxed + [None] * (len(rows) - plan.n), about)
+
+# %% ../nbs/19_evaluation.ipynb #f8aa4f63
 def evaluate(
     structures,  # a path, `Crystals`, a `Dataset`, or an iterable of structures and CIF texts
     *,
@@ -1436,10 +1456,9 @@ def evaluate(
     workers=None,  # number of processes; by default one per core, at most 8; 1: none but this one
     cache=None,  # file to keep results in; by default evaluate.sqlite in the cache folder
 ) -> Report:
-    """Measure crystals as the paper does, and sum up the results. If none of train, val and test is
-    given, they are MP-20's; if some are, numbers that need the others are left out. Raises
-    ValueError, FileNotFoundError or OSError that says what to do, and RuntimeError if worker
-    processes die before they begin. If the report cannot be written at the end, it only warns."""
+    """Measure crystals as the paper does. If none of train, val and test is given, they are those
+    of MP-20; if some are, numbers that need the others are left out. Raises ValueError, OSError or
+    RuntimeError that says what to do. A report that can't be written is only a warning."""
     use_one_thread_after_fork()
     workers, seconds = check_workers(workers), check_seconds(seconds)
     names, sources = load_structures(structures)
@@ -1447,16 +1466,7 @@ def evaluate(
     plan = plan_relaxations(n_relax, potential=potential, device=device, hull=hull)
     prepare_folder(out)
     compute = Computer(Store(cache or cache_folder() / "evaluate.sqlite"), workers)
-
     references = load_references(dict(train=train, val=val, test=test), compute)
-    measured = measure(sources, references, compute)
-    floor = measure_floor(len(sources), references, compute)
-    stability, relaxed = relax_crystals(measured.rows, sources, plan, compute)
-    with compute.timed("compare"):
-        duplicates = compare_crystals(measured.rows, sources, relaxed, references)
-    rows = assemble_rows(names, measured, stability, duplicates)
-    summary = summarize(rows, measured.table2, floor, seconds)
-    about = describe(len(rows), plan, references, compute) | dict(seconds=seconds)
-    report = Report(rows, summary, relaxed + [None] * (len(rows) - n_relax), about)
+    report = assemble_report(names, sources, references, plan, compute, seconds)
     write_report(report, out)
     return report
