@@ -7,6 +7,11 @@ from pathlib import Path
 import papermill
 import pytest
 
+from symmbfn import load
+from symmbfn.data import load_mp20
+from symmbfn.model import BASE
+from symmbfn.train import TrainConfig, train
+
 root = Path(__file__).parent.parent
 
 
@@ -68,6 +73,22 @@ def test_train_then_sample(run):
     sampled = dict(run_dir="run", out="sampling", samples=3, sweep=2, steps="2,4")
     rows = read_csv(run("21_sample", **sampled) / "sampling" / "sampling.csv")
     assert {"2", "4"} <= {row["steps"] for row in rows}
+
+
+def test_weights_are_made_of_a_run(run, tmp_path):
+    "31_weights makes a file of weights of a run, with its card."
+    data = load_mp20()["train"].crystals[:40]
+    small = BASE | {name: SMALL[name] for name in ("hidden", "embed", "layers", "freqs")}
+    config = TrainConfig(epochs=2, batch_size=20, validate_every=1)
+    train(tmp_path / "run", data, data, config, model_settings=small)
+    few = dict(samples=6, steps=2, paper_steps=2, short_steps=2)
+    run("31_weights", run_dir="run", out="made.safetensors", machine="a test", **few)
+    meta = load(tmp_path / "made.safetensors").meta
+    assert meta["training"]["epochs"] == 2 and meta["training"]["machine"] == "a test"
+    assert [row["epoch"] for row in meta["curve"]] == [1, 2] and meta["earlier"] == []
+    counts = meta["metrics"]["ways"]["ours"]["counts"]
+    assert counts["valid"] == 6 and counts["radii, 1 to 3 sites"] <= 6
+    assert 0 < meta["metrics"]["floor"]["shares"]["one element"] < 0.001
 
 
 def test_more_data_measures_a_network(run, tmp_path):
