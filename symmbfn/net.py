@@ -287,13 +287,13 @@ def _scaled_log(p):
     return 1 - p.clamp(min=LEAST_P).log() / math.log(LEAST_P)
 
 # %% ../nbs/07_net.ipynb #d5f258a2
-def _pad_crystals(v, row, n_crystals, n):
-    "Sites (N,...) as (B,n,...), each in its row of the crystals side by side; padding is zero."
-    return (
-        v.new_zeros(n_crystals * n, *v.shape[1:])
-        .index_copy(0, row, v)
-        .unflatten(0, (n_crystals, n))
-    )
+def _pad_heads(v, row, n_crystals, n):
+    """The two heads of each site (N,2*...) as (B,2,n,...), crystals side by side.
+
+    `row` says where each site goes; padding is zero."""
+    v = v.unflatten(-1, (2, -1))
+    rows = v.new_zeros(n_crystals * n, *v.shape[1:]).index_copy(0, row, v)
+    return rows.unflatten(0, (n_crystals, n)).transpose(1, 2)
 
 # %% ../nbs/07_net.ipynb #aea9e921
 class SharedEvidence(nn.Module):
@@ -320,13 +320,10 @@ class SharedEvidence(nn.Module):
         _, place = batch_index(sizes)
         n = int(sizes.max())
         row = b * n + place
-
-        def heads(v):  # (B,2,n,...)
-            return _pad_crystals(v.unflatten(-1, (2, -1)), row, B, n).transpose(1, 2)
-
-        score = heads(self.receiver(h)) @ heads(self.sender(h)).mT / SCORE_DIM**0.5
+        received, sent = (_pad_heads(v, row, B, n) for v in (self.receiver(h), self.sender(h)))
+        score = received @ sent.mT / SCORE_DIM**0.5
         score = score * (1 - torch.eye(n, device=h.device))  # a site sends nothing to itself
-        evidence = heads(torch.cat([p, _scaled_log(p)], 1))  # (B,2,n,K)
+        evidence = _pad_heads(torch.cat([p, _scaled_log(p)], 1), row, B, n)  # (B,2,n,K)
         return (score @ evidence.to(score.dtype)).sum(1).flatten(0, 1)[row]
 
 # %% ../nbs/07_net.ipynb #07e00002
