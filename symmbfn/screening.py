@@ -62,16 +62,12 @@ from symmbfn.evaluation import (
 from symmbfn.generation import (
     Generated,
     check_names,
-    describe_request,
     generate,
     load_progress,
-    number_to_sample,
     open_folder,
-    parse_condition,
     parse_folder,
     parse_request,
-    plan_crystals,
-    sampler_settings,
+    plan_job,
     symbol_of,
     use_one_thread_after_fork,
     write_crystals,
@@ -851,17 +847,14 @@ def check_generation(
     options: dict,  # parameters of `generate` and `parse_request` (18)
 ) -> tuple:  # Request; dict that describes everything on which the crystals of a block depend
     "Check what is asked of `generate`. Raises ValueError if it is impossible."
-    settings = {n: v for n, v in GENERATE.items() if n in (*SAMPLER, "condition", "best")}
-    settings |= {name: value for name, value in options.items() if name in settings}
-    request = {n: v for n, v in options.items() if n not in (*settings, "batch_size")}
+    settings = {name: options.get(name, GENERATE[name]) for name in SAMPLER} | dict(seed=0)
+    others = ("condition", "best", "batch_size")
+    others = {name: options.get(name, GENERATE[name]) for name in others}
+    request = {name: value for name, value in options.items() if name not in GENERATE}
     check_names(request)
-    parsed = parse_request(**request)
-    condition, best = settings.pop("condition"), settings.pop("best")
-    condition = parse_condition(condition, trained.model.settings["properties"])
-    settings = sampler_settings(device, seed=0, **settings)
-    plan_crystals(trained, parsed, condition, number_to_sample(block_size, best), 0)
-    settings |= dict(best=best)
-    return parsed, describe_request(block_size, condition, settings, trained.model, parsed)
+    where = dict(device=device, model=trained, out=None)
+    job = plan_job(block_size, request=request, settings=settings, **others, **where)
+    return parse_request(**request), job.description
 
 
 def check_elements(
