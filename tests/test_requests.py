@@ -103,7 +103,7 @@ def test_elements_in_any_container(elements):
         ("221-230", set(range(221, 231))),
         ("Pnma, 195 - 197", {62, 195, 196, 197}),
         (range(1, 4), {1, 2, 3}),
-        ({225, "Pnma"}, {62, 225}),
+        pytest.param({225, "Pnma"}, {62, 225}, id="a set of both"),
         (np.array([225, 62]), {62, 225}),
         (np.int64(225), {225}),
         (pd.Series([225.0, 62.0]), {62, 225}),
