@@ -121,6 +121,7 @@ WRONG = [  # experiment, parameters, words of the error message
     ("32_calibration", dict(measure=True, data="none"), "There is no folder peers to measure"),
     ("35_more_data", dict(measure=True, data="none"), "There is no none/mp_more"),
     ("35_more_data", dict(weights="none"), "There is no none to measure"),
+    ("37_screens", dict(sample=5), "Unknown parameter sample"),
 ]
 
 
