@@ -587,9 +587,16 @@ def gallery(
         raise ValueError("There is nothing to draw: the list of structures is empty.")
     n = len(structures)
     titles, captions = _one_each("titles", titles, n, None), _one_each("captions", captions, n, "")
-    columns = min(columns, n)
+    axes = _gallery_axes(n, min(columns, n), any(captions), claim)
+    for ax, structure, title, caption in zip(axes, structures, titles, captions):
+        draw_crystal(structure, ax, title, caption)
+    return axes[0].figure
+
+# %% ../nbs/17_figures.ipynb #02a1b19e
+def _gallery_axes(n, columns, with_captions, claim):
+    "Lay out a figure for n crystals: a list of n Axes."
     rows = -(-n // columns)
-    below = 0.25 if any(captions) else 0.0  # inches for the captions of a row
+    below = 0.25 if with_captions else 0.0  # inches for the captions of a row
     above = 0.35 if claim else 0.0  # inches for the claim
     height = (2.75 + below) * rows + above
     fig = figure(figsize=(2.2 * columns, height))
@@ -597,12 +604,10 @@ def gallery(
     fig.subplots_adjust(left=0.01, right=0.99, wspace=0.08, hspace=0.36 + below / 2, **margins)
     if claim:
         fig.suptitle(claim, y=1 - 0.07 / height, weight="bold", size=10)
-    axes = fig.subplots(rows, columns, squeeze=False).flat
+    axes = list(fig.subplots(rows, columns, squeeze=False).flat)
     for ax in axes[n:]:
         ax.set_axis_off()
-    for ax, structure, title, caption in zip(axes, structures, titles, captions):
-        draw_crystal(structure, ax, title, caption)
-    return fig
+    return axes[:n]
 
 # %% ../nbs/17_figures.ipynb #4f395f5d
 def _one_each(name, words, n, default):
@@ -707,7 +712,7 @@ def element_differences(
     "Share of each element in what was generated minus its share in the data, percentage points."
     return 100 * (class_shares(generated, 119) - class_shares(data, 119))
 
-
+# %% ../nbs/17_figures.ipynb #32544ddf
 @style()
 def difference_table(
     generated,  # (n,) atomic numbers, one a site
