@@ -89,7 +89,7 @@ from symmbfn.stability import (
     load_hull,
     load_potential,
     parse_formula,
-    relax,
+    relax_in_batches,
     with_symmetry,
 )
 from .structures import decode, encode, load_structures, printable, to_structure
@@ -302,11 +302,12 @@ def relax_stage(
     potential: Potential = None,  # by default CHGNet on the CPU
     batch_size=8,  # crystals at a time
     keep_symmetry=False,  # whether each crystal keeps its space group
-    **limits,  # max_steps and fmax of `relax`
+    **limits,  # max_steps and fmax of `relax_in_batches`
 ):  # yields index, dict
     """Relax crystals in their primitive cells, which cost less than larger ones. The dict is that
-    of `relax`, but instead of a structure it has the items of `_describe_relaxed`, or none of them
-    if no structure is left. Overlapping atoms and what is `beyond_limits` are not tried."""
+    of `relax_in_batches`, but instead of a structure it has the items of `_describe_relaxed`, or
+    none of them if no structure is left. Overlapping atoms and what is `beyond_limits` are not
+    tried."""
     indices, starts = [], []  # of the crystals to be relaxed
     for i, s, reason in _parsed(sources):
         reason = reason or _why_not_tried(s)
@@ -320,7 +321,7 @@ def relax_stage(
         yield i, dict(relaxed=False, reason=reason, steps=0, energy=None, start_energy=None)
     structures = [structure for structure, _ in starts]
     limits |= dict(symmetries=[symmetry for _, symmetry in starts])
-    for j, result in relax(structures, potential, batch_size=batch_size, **limits):
+    for j, result in relax_in_batches(structures, potential, batch_size=batch_size, **limits):
         end = result.pop("structure")
         described = {} if end is None else _describe_relaxed(structures[j], end)
         yield indices[j], result | described

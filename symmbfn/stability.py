@@ -9,8 +9,8 @@ __all__ = ['CHGNET', 'N_COLUMNS', 'TERM', 'PLAIN_FORMULA', 'SPARSE_HULL', 'MAX_A
            'decompose', 'formation_energy', 'count_entries', 'hull_from_energies', 'hull_from_entries', 'read_columns',
            'read_references', 'load_hull', 'Potential', 'predict', 'ASEPotential', 'chgnet', 'JoinedGraphs',
            'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential', 'make_calculator', 'NamedPotential',
-           'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance', 'relax', 'matcher',
-           'is_same', 'find_known', 'find_first', 'fit_references', 'on_scale']
+           'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance', 'relax_in_batches',
+           'matcher', 'is_same', 'find_known', 'find_first', 'fit_references', 'on_scale']
 
 # %% ../nbs/16_stability.ipynb #17a00004
 import csv
@@ -747,7 +747,7 @@ def _result(
     reason,  # '' if the crystal is relaxed
     kept,  # whether energy and structure are of use; False if it diverged
 ) -> dict:  # relaxed, reason, steps, energy, structure, start_energy
-    "Make the result that `relax` describes."
+    "Make the result that `relax_in_batches` describes."
     return dict(
         relaxed=not reason,
         reason=reason,
@@ -809,7 +809,7 @@ def advance(
     prediction,  # one item from `predict` for the structure as it is now
     max_steps,  # steps after which to stop
     fmax,  # eV/Angstrom: largest force of a relaxed crystal
-):  # None if it takes another step, else its result, a dict as `relax` yields
+):  # None if it takes another step, else its result, a dict as `relax_in_batches` yields
     "Take one step of a relaxation, or end it if the crystal is relaxed, has diverged or must stop."
     if isinstance(prediction, str):
         return _result(state, prediction, kept=False)
@@ -833,7 +833,7 @@ def advance(
     return _result(state, "" if relaxed else f"not relaxed after {max_steps} steps", kept=True)
 
 # %% ../nbs/16_stability.ipynb #b4a51378
-def relax(
+def relax_in_batches(
     structures,  # iterable of pymatgen Structures, ordered; the next is taken when one is done
     potential: Potential = None,  # by default CHGNet on the CPU
     *,
