@@ -6,7 +6,7 @@
 __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'KEEP', 'STABLE', 'SamplerConfig', 'Targets', 'is_invalid',
            'sample_once', 'replace_crystals', 'repair', 'sample_batch', 'use_one_thread_after_fork', 'is_out_of_memory',
            'sample_batches', 'sample_crystals', 'crystal_table', 'table_row', 'write_cif_and_poscar', 'write_extxyz',
-           'write_csv', 'write_crystals', 'listed', 'check_standard_setting', 'parse_groups', 'groups_of_name',
+           'write_table', 'write_crystals', 'listed', 'check_standard_setting', 'parse_groups', 'groups_of_name',
            'parse_elements', 'parse_element', 'parse_composition', 'read_amounts', 'with_elements', 'symbol_of',
            'with_counts', 'parse_template', 'with_template', 'parse_letter', 'parse_site', 'finite_numbers',
            'with_sites', 'has_coordinates', 'check_sites', 'check_fixed_positions', 'parse_lattice', 'parse_cell',
@@ -17,7 +17,6 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'KEEP', 'STABLE'
            'plan_job', 'generate', 'make_eval_fn', 'sample_cached']
 
 # %% ../nbs/18_generation.ipynb #d7ba076a
-import csv
 import inspect
 import json
 import math
@@ -59,6 +58,7 @@ from symmbfn.data import (
 )
 
 # %% ../nbs/18_generation.ipynb #8884b53a
+from .datasets import whole_file
 from .lattice import CRYSTAL_SYSTEMS, constrain, lattice_to_k
 from symmbfn.metrics import (
     MIN_DISTANCE,
@@ -356,17 +356,20 @@ def write_extxyz(
     write(path, frames, format="extxyz")
 
 # %% ../nbs/18_generation.ipynb #ead7ff6a
-def write_csv(
-    path,  # file to write
-    rows,  # list of dicts with the same keys, at least one
-):
-    "Write a table with a row for each dict and a column for each key, whole or not at all."
-    part = Path(path).with_suffix(".part")
-    with open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
+def write_table(
+    path: Path,  # without ending
+    rows,  # list of dicts
+    columns=None,  # names, in order; by default all that occur
+):  # pandas DataFrame
+    "Write a table as CSV and as parquet, each whole or not at all."
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=columns)
+    with whole_file(path.with_suffix(".csv")) as part:
+        table.to_csv(part, index=False)
+    with whole_file(path.with_suffix(".parquet")) as part:
+        table.to_parquet(part)
+    return table
 
 # %% ../nbs/18_generation.ipynb #70f87927
 def write_crystals(
@@ -377,8 +380,6 @@ def write_crystals(
     """Write crystals and their table, samples.csv and samples.parquet.
 
     Each crystal is a CIF and a POSCAR file, and a frame of crystals.extxyz."""
-    import pandas as pd
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     structures = decode(crystals)
@@ -388,8 +389,7 @@ def write_crystals(
         write_cif_and_poscar(folder, name, cif, structure)
         rows[i] = row | (extra[i] if extra else {}) | dict(file=f"{name}.cif")
     write_extxyz(folder / "crystals.extxyz", structures)
-    write_csv(folder / "samples.csv", rows)
-    pd.DataFrame(rows).to_parquet(folder / "samples.parquet")
+    write_table(folder / "samples", rows)
     return rows
 
 # %% ../nbs/18_generation.ipynb #18a00040

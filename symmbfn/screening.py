@@ -6,16 +6,15 @@
 __all__ = ['SYMMETRIES', 'N_CANDIDATES', 'LARGE_VOLUME_CHANGE', 'SUSPICIOUS_ENERGY', 'STEPS', 'LISTED', 'RANKING',
            'NOT_IN_TABLES', 'GENERATE', 'SAMPLER', 'known_elements', 'known_element', 'kept_elements',
            'element_energies', 'Calculation', 'positive_number', 'plan_calculation', 'place_on_hull', 'only_process',
-           'working_folder', 'structure_of', 'cell_of', 'encode_relaxed', 'write_relaxed', 'write_table',
-           'describe_source', 'Relaxed', 'relax_block', 'relax_all', 'relax', 'ratio', 'KnownCrystals', 'find_in',
-           'candidates', 'nearest_known', 'entry_formula', 'competing_phases', 'flags_of', 'block_seed', 'Screening',
-           'new_rows', 'first_of_kind', 'relax_different', 'mark_copies', 'judge_energies', 'mark_relaxed_copies',
-           'describe_finds', 'screen_block', 'rank', 'funnel_of', 'Screened', 'write_lists', 'write_finds',
-           'check_generation', 'check_elements', 'BudgetSpent', 'Budget', 'plan_budget', 'plan_sampling', 'read_blocks',
-           'found_in', 'run_blocks', 'screen', 'describe_known', 'how_far']
+           'working_folder', 'structure_of', 'cell_of', 'encode_relaxed', 'write_relaxed', 'describe_source', 'Relaxed',
+           'relax_block', 'relax_all', 'name_of_contents', 'relax', 'ratio', 'KnownCrystals', 'find_in', 'candidates',
+           'nearest_known', 'entry_formula', 'competing_phases', 'flags_of', 'block_seed', 'Screening', 'new_rows',
+           'first_of_kind', 'relax_different', 'mark_copies', 'judge_energies', 'mark_relaxed_copies', 'describe_finds',
+           'screen_block', 'rank', 'funnel_of', 'Screened', 'write_lists', 'write_finds', 'check_generation',
+           'check_elements', 'BudgetSpent', 'Budget', 'plan_budget', 'check_limits', 'plan_sampling', 'read_blocks',
+           'found_in', 'run_blocks', 'describe_known', 'how_far', 'conclude', 'screen']
 
 # %% ../nbs/36_screening.ipynb #1874228a
-import fcntl
 import hashlib
 import inspect
 import json
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 # %% ../nbs/36_screening.ipynb #229f2692
 from .core import concat, real_number, whole_number
@@ -72,6 +72,7 @@ from symmbfn.generation import (
     use_one_thread_after_fork,
     write_crystals,
     write_json,
+    write_table,
 )
 from .metrics import charge_balanced, detect_space_group, element_counts, radii_valid
 
@@ -134,7 +135,7 @@ def kept_elements(
         return {} if changed else kept
     return kept
 
-
+# %% ../nbs/36_screening.ipynb #867c7ff0
 def element_energies(
     potential: Potential,
     symbols,  # of the elements that are needed
@@ -193,7 +194,7 @@ def positive_number(
         raise ValueError(f"{name} is {value:g}: give a positive number.")
     return value
 
-
+# %% ../nbs/36_screening.ipynb #5c1901ab
 def plan_calculation(
     potential="chgnet",  # chgnet, module:function, or a Potential (16)
     *,
@@ -242,16 +243,16 @@ def only_process(
     folder: Path,
 ):
     "Hold a folder's lock. Raises ValueError if another process holds it."
-    with open(folder / "lock.part", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise ValueError(
-                f"Another process is at work in {folder}: wait for it, or give another folder."
-            ) from e
+    try:
+        held = FileLock(folder / "lock.part").acquire(timeout=0)
+    except Timeout as e:
+        raise ValueError(
+            f"Another process is at work in {folder}: wait for it, or give another folder."
+        ) from e
+    with held:
         yield
 
-
+# %% ../nbs/36_screening.ipynb #892d558b
 @contextmanager
 def working_folder(
     out,  # path of a folder; None: a temporary one
@@ -289,7 +290,7 @@ def cell_of(
         numbers=list(structure.atomic_numbers),
     )
 
-
+# %% ../nbs/36_screening.ipynb #d39b0ecd
 def encode_relaxed(
     structure,  # pymatgen Structure
 ):  # Crystals of one crystal
@@ -303,38 +304,25 @@ def encode_relaxed(
     cell = structure.lattice.matrix, structure.frac_coords, np.array(structure.atomic_numbers)
     return assemble_crystals([StandardCell(1, *cell, np.arange(n), np.zeros(n, dtype=int))])
 
-
+# %% ../nbs/36_screening.ipynb #d083ef36
 def write_relaxed(
     folder: Path,
-    rows,  # (n,) dicts: columns of the table, at least one
-    structures,  # (n,) relaxed pymatgen Structures
-) -> list:  # of pymatgen Structures: the conventional cells
+    rows,  # (n,) dicts: columns of the table
+    structures,  # (n,) relaxed pymatgen Structures, None where there is none
+) -> list:  # of pymatgen Structures: the conventional cells of those that are there
     "Write relaxed crystals as `write_crystals` does, with their energies in the extxyz file too."
     from ase.io import write
 
-    crystals = concat([encode_relaxed(structure) for structure in structures])
+    rows = [row for row, structure in zip(rows, structures) if structure is not None]
+    if not rows:
+        return []
+    crystals = concat([encode_relaxed(s) for s in structures if s is not None])
     write_crystals(folder, crystals, rows)
     conventional = decode(crystals)
     frames = [to_frame(structure, row) for structure, row in zip(conventional, rows)]
     with whole_file(folder / "crystals.extxyz") as path:
         write(path, frames, format="extxyz")
     return conventional
-
-# %% ../nbs/36_screening.ipynb #d39b0ecd
-def write_table(
-    path: Path,  # without ending
-    rows,  # list of dicts
-    columns=None,  # names, in order; by default all that occur
-):  # pandas DataFrame
-    "Write a table as CSV and as parquet, each whole or not at all."
-    import pandas as pd
-
-    table = pd.DataFrame(rows, columns=columns)
-    with whole_file(path.with_suffix(".csv")) as part:
-        table.to_csv(part, index=False)
-    with whole_file(path.with_suffix(".parquet")) as part:
-        table.to_parquet(part)
-    return table
 
 # %% ../nbs/36_screening.ipynb #0aaa3221
 def describe_source(
@@ -372,7 +360,7 @@ def relax_block(
         row.update(columns)
     return [structure_of(found) if found.get("lattice") else None for found in relaxations]
 
-
+# %% ../nbs/36_screening.ipynb #67a1095d
 def relax_all(
     rows,  # from `describe_source`
     sources,  # the same crystals
@@ -395,7 +383,15 @@ def relax_all(
             bar.update(len(rows[block]))
     return structures
 
-# %% ../nbs/36_screening.ipynb #67a1095d
+# %% ../nbs/36_screening.ipynb #42b81a74
+def name_of_contents(
+    sources,  # crystals of `load_structures` (13)
+) -> str:
+    "Name a list of crystals by what is in them, whatever file they are from."
+    contents = " ".join(map(content_key, sources))
+    return hashlib.sha256(contents.encode()).hexdigest()
+
+# %% ../nbs/36_screening.ipynb #60093184
 def relax(
     structures,  # a path, `Crystals`, a `Dataset`, or an iterable of structures and CIF texts
     potential="chgnet",  # chgnet, module:function for a calculator of ASE, or a Potential (16)
@@ -417,15 +413,13 @@ def relax(
     names, sources = load_structures(structures)
     settings = dict(symmetry=symmetry, fmax=fmax, max_steps=max_steps, hull=hull, scale=scale)
     calculation = plan_calculation(potential, device=device, **settings)
-    contents = hashlib.sha256(" ".join(map(content_key, sources)).encode()).hexdigest()
-    description = dict(structures=contents, **calculation.describe())
+    description = dict(structures=name_of_contents(sources), **calculation.describe())
     with working_folder(out, description) as folder:
         compute = Computer(Store(folder / "relaxations.sqlite"), workers, disable=True)
         rows = [describe_source(*crystal) for crystal in zip(range(len(names)), names, sources)]
         relaxed = relax_all(rows, sources, calculation, compute, folder, progress)
-        pairs = [(row, s) for row, s in zip(rows, relaxed) if s is not None]
-        if out is not None and pairs:
-            write_relaxed(folder, *zip(*pairs))
+        if out is not None:
+            write_relaxed(folder, rows, relaxed)
         table = write_table(folder / "relaxed", rows)
     return Relaxed(relaxed, table)
 
@@ -440,7 +434,7 @@ def ratio(
     amounts = re.findall(r"[A-Z][a-z]?(\d*)", composition)
     return tuple(sorted(int(amount or 1) for amount in amounts))
 
-
+# %% ../nbs/36_screening.ipynb #17055285
 class KnownCrystals:
     "MP-20, and further sets of known crystals."
 
@@ -476,7 +470,7 @@ class KnownCrystals:
                     index.setdefault(key(name, i, composition), []).append((name, i))
         return index
 
-# %% ../nbs/36_screening.ipynb #17055285
+# %% ../nbs/36_screening.ipynb #ecdff937
 def find_in(
     known: KnownCrystals,
     rows,  # list of dicts with composition and relaxed_cell
@@ -496,7 +490,7 @@ def find_in(
                 names[i] = reference.names[j]
     return names
 
-
+# %% ../nbs/36_screening.ipynb #ef259d05
 def candidates(
     known: KnownCrystals,
     composition,  # of a crystal, as `composition_key` writes it
@@ -691,7 +685,7 @@ def judge_energies(
         elif row["e_above_hull"] > screening.max_energy:
             row["fate"] = "too high"
 
-
+# %% ../nbs/36_screening.ipynb #b0caaf42
 def mark_relaxed_copies(
     rows,  # of a block, near the hull
     earlier,  # rows of earlier blocks that are LISTED
@@ -702,7 +696,7 @@ def mark_relaxed_copies(
         if first is not row:
             row.update(fate="copy when relaxed", copy_of=first["crystal"])
 
-
+# %% ../nbs/36_screening.ipynb #a18f3ed7
 def describe_finds(
     screening: Screening,
     rows,  # of a block, near the hull and different from each other
@@ -766,7 +760,7 @@ RANKING = (
 )
 NOT_IN_TABLES = ("start_cell", "relaxed_cell", "composition")
 
-
+# %% ../nbs/36_screening.ipynb #4ec8ebef
 def rank(
     blocks,  # list of dicts from `screen_block`
 ) -> list:  # of dicts: the rows of the ranked list
@@ -775,7 +769,7 @@ def rank(
     rows.sort(key=lambda row: (row["e_above_hull"], row["crystal"]))
     return [row | dict(rank=i + 1) for i, row in enumerate(rows)]
 
-
+# %% ../nbs/36_screening.ipynb #3e12ae72
 def funnel_of(
     blocks,  # list of dicts from `screen_block`
 ) -> list:  # of dicts: step, crystals that passed it, seconds
@@ -811,7 +805,7 @@ def write_lists(
     table = write_table(folder / "ranking", ranked, list(RANKING))
     return Screened([structure_of(row["relaxed_cell"]) for row in ranked], table, funnel)
 
-
+# %% ../nbs/36_screening.ipynb #7cc3bab9
 def write_finds(
     folder: Path,
     screened: Screened,
@@ -856,7 +850,7 @@ def check_generation(
     job = plan_job(block_size, request=request, settings=settings, **others, **where)
     return parse_request(**request), job.description
 
-
+# %% ../nbs/36_screening.ipynb #7e82cc90
 def check_elements(
     symbols,  # of elements that every crystal has
     calculation: Calculation,
@@ -901,6 +895,12 @@ def plan_budget(n, max_crystals, max_minutes) -> Budget:
     return Budget(n, most, positive_number("max_minutes", max_minutes))
 
 
+def check_limits(max_energy, seed) -> dict:  # of the same names
+    "Check the numbers of a request. Raises ValueError."
+    max_energy = float(real_number("max_energy", max_energy))
+    return dict(max_energy=max_energy, seed=whole_number("seed", seed, least=0))
+
+# %% ../nbs/36_screening.ipynb #68d75627
 def plan_sampling(
     calculation: Calculation,
     block_size,  # crystals generated at a time
@@ -957,6 +957,50 @@ def run_blocks(
     return blocks, minutes
 
 # %% ../nbs/36_screening.ipynb #c238f310
+def describe_known(
+    known,  # sets of known crystals
+) -> list:  # of str: a name for the content of each
+    "Name the sets of known crystals by what is in them. Raises ValueError for a single path."
+    if isinstance(known, (str, Path)):
+        raise ValueError(f"known is {str(known)!r}: give a list of sets, such as [{str(known)!r}].")
+    return [name_of_contents(load_structures(one)[1]) for one in known]
+
+# %% ../nbs/36_screening.ipynb #78e0dcee
+def how_far(
+    screened: Screened,
+    budget: Budget,
+    max_energy: float,
+    minutes: float,  # that this process worked
+    out,  # folder or None
+) -> str:
+    "Say how far a screen got with its budget."
+    counts = dict(zip(screened.funnel["step"], screened.funnel["crystals"]))
+    where = f" What was found is in {out}." if out is not None else ""
+    return (
+        f"{counts['novel']} of {budget.n} novel crystals were found up to {max_energy:g} eV/atom "
+        f"above the hull among {counts['generated']} generated, in {minutes:.1f} minutes: give "
+        f"more crystals or minutes, a higher max_energy, or a wider request.{where}"
+    )
+
+# %% ../nbs/36_screening.ipynb #ba31ae7d
+def conclude(
+    blocks,  # list of dicts from `screen_block`
+    folder: Path,
+    budget: Budget,
+    minutes: float,  # that this process worked
+    *,
+    max_energy: float,
+    out,  # folder or None, as for `screen`
+) -> Screened:
+    "Write what a screen found. Raises BudgetSpent if that is less than it was asked for."
+    screened = write_lists(folder, blocks)
+    if out is not None:
+        write_finds(folder, screened)
+    if found_in(blocks) < budget.n:
+        raise BudgetSpent(how_far(screened, budget, max_energy, minutes, out), screened)
+    return screened
+
+# %% ../nbs/36_screening.ipynb #82fc468f
 def screen(
     n,  # different, novel crystals to find
     *,
@@ -983,49 +1027,16 @@ def screen(
     them. Raises ValueError if the request is impossible, and BudgetSpent if fewer are found."""
     use_one_thread_after_fork()
     budget = plan_budget(n, max_crystals, max_minutes)
-    limits = dict(max_energy=float(real_number("max_energy", max_energy)))
-    limits |= dict(seed=whole_number("seed", seed, least=0))
+    limits = check_limits(max_energy, seed)
     workers = check_workers(workers)
     settings = dict(symmetry=symmetry, fmax=fmax, max_steps=max_steps, hull=hull, scale=scale)
     calculation = plan_calculation(potential, device=device, **settings)
     sample, description = plan_sampling(calculation, block_size, model, device, generation)
     description |= limits | calculation.describe() | dict(known=describe_known(known))
     with working_folder(out, description) as folder:
-        look = dict(leave=False, disable=not progress)
-        compute = Computer(Store(folder / "relaxations.sqlite"), workers, **look)
+        store = Store(folder / "relaxations.sqlite")
+        compute = Computer(store, workers, leave=False, disable=not progress)
         sets = KnownCrystals(known, compute)
         screening = Screening(sample, calculation, sets, compute, **limits)
         blocks, minutes = run_blocks(screening, folder, budget, progress)
-        screened = write_lists(folder, blocks)
-        if out is not None:
-            write_finds(folder, screened)
-    if found_in(blocks) < budget.n:
-        raise BudgetSpent(how_far(screened, budget, max_energy, minutes, out), screened)
-    return screened
-
-# %% ../nbs/36_screening.ipynb #78e0dcee
-def describe_known(
-    known,  # sets of known crystals
-) -> list:  # of str: a name for the content of each
-    "Name the sets of known crystals by what is in them. Raises ValueError for a single path."
-    if isinstance(known, (str, Path)):
-        raise ValueError(f"known is {str(known)!r}: give a list of sets, such as [{str(known)!r}].")
-    contents = [" ".join(map(content_key, load_structures(one)[1])) for one in known]
-    return [hashlib.sha256(content.encode()).hexdigest() for content in contents]
-
-
-def how_far(
-    screened: Screened,
-    budget: Budget,
-    max_energy: float,
-    minutes: float,  # that this process worked
-    out,  # folder or None
-) -> str:
-    "Say how far a screen got with its budget."
-    counts = dict(zip(screened.funnel["step"], screened.funnel["crystals"]))
-    where = f" What was found is in {out}." if out is not None else ""
-    return (
-        f"{counts['novel']} of {budget.n} novel crystals were found up to {max_energy:g} eV/atom "
-        f"above the hull among {counts['generated']} generated, in {minutes:.1f} minutes: give "
-        f"more crystals or minutes, a higher max_energy, or a wider request.{where}"
-    )
+        return conclude(blocks, folder, budget, minutes, max_energy=max_energy, out=out)
