@@ -86,7 +86,7 @@ from .wyckoff import wyckoff_labels, wyckoff_table
 # %% ../nbs/18_generation.ipynb #04622656
 REPAIR_ROUNDS = 4  # how often an invalid crystal is sampled again at most
 REPAIR_START_TIME = 0.5  # time of the beliefs from which an invalid crystal is sampled again
-TEMPERATURE = 0.9  # scale of the sampler's noise; its derivation (10) has 1
+TEMPERATURE = 0.8  # scale of the sampler's noise; its derivation (10) has 1
 
 
 @dataclass(frozen=True)
@@ -1229,14 +1229,16 @@ def sample_cached(
     *,
     method="noise-reduced",  # how the sampler updates beliefs, one of METHODS (10)
     seed=0,
-    batch_size=256,  # crystals sampled at once; not in the file's name, since it changes no crystal
+    batch_size=256,  # crystals sampled at once; not in the file's name: it changes only rounding
     condition=None,  # dict: property -> value to aim at
     model=None,  # a Trained; None: the package's weights
+    precision="auto",  # in which the network computes, as in `symmbfn.train.TrainConfig`
     **options,  # temperature, guidance, min_distance, repair_rounds: as in `sample_crystals`
 ) -> tuple:  # Crystals; seconds per crystal that sampling took
     "Sample crystals, or read them if the folder has the same already."
     model, prior, _ = model or load()
     asked = condition or {}
+    options["precision"] = resolve_precision(precision, model.k_mean.device)
     changed = [f"{name}{value}" for name, value in (asked | options).items()]
     words = [n, method, steps, seed, *changed, digest(model.state_dict())[:8]]
     file = Path(folder) / f"{'_'.join(map(str, words))}.safetensors"

@@ -258,19 +258,20 @@ def draw_guesses(
     estimate: Channels,  # what the network says
     uniform: Channels,  # one number in (0,1) for each number and each class
     *,
+    method: str,  # one of METHODS
     z: dict,  # sums of the messages so far
     settings: dict,  # of a model
     t: float,  # time until which they came
 ) -> Channels:  # like estimate
-    "What the paper's sampler sends messages about: drawn classes, and drawn periodic images."
-    up_to_cells = settings.get("parameterization") == "residual"
+    "What a sampler sends messages about: drawn classes; for 'bayes' also drawn periodic images."
+    draws_images = method == "bayes" and settings.get("parameterization") == "residual"
 
     def of_channel(channel):
         value, u = getattr(estimate, channel.name), getattr(uniform, channel.name)
         beta = accuracy(channel, settings, t)
         if channel.kind == "discrete":
             return sample_one_hot(value, u)
-        if channel.kind == "periodic" and up_to_cells and beta > 0:
+        if channel.kind == "periodic" and draws_images and beta > 0:
             return sample_periodic_image(value, z[channel.name] / beta, beta, u)
         return value
 
@@ -352,10 +353,10 @@ def sample(
     belief, z = first_belief(G, b, settings, noise, start_crystals, start_time)
     options = dict(update=UPDATES[method], settings=settings, temperature=temperature)
     for i, times in enumerate(pairwise(step_times(steps, method, start_time)), 1):
-        guess, normal = net(belief, _at(times[0], G), G, b), noise.normal(2 * i)
-        if method == "bayes":
-            uniform = noise.uniform(2 * i + 1)
-            guess = draw_guesses(guess, uniform, z=z, settings=settings, t=times[0])
+        estimate = net(belief, _at(times[0], G), G, b)
+        normal, uniform = noise.normal(2 * i), noise.uniform(2 * i + 1)
+        so_far = dict(method=method, z=z, settings=settings, t=times[0])
+        guess = draw_guesses(estimate, uniform, **so_far)
         z = send_messages(z, guess, normal, times=times, **options)
         belief = beliefs_from_messages(z, settings, times[1], G)
         if report:
