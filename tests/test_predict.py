@@ -34,9 +34,10 @@ from symmbfn.prediction import (
 )
 from symmbfn.structures import decode
 
-QUESTION = dict(composition="CuAu", n=4, potential="ase.calculators.emt:EMT", steps=5)
-WORDS = "predict --composition CuAu --n 4 --potential ase.calculators.emt:EMT --steps 5"
-WORDS = f"{WORDS} --workers 1 --no-progress".split()
+QUESTION = dict(composition="CuAu", n=3, potential="ase.calculators.emt:EMT", steps=3)
+QUESTION |= dict(formula_units=1)
+WORDS = "predict --composition CuAu --n 3 --potential ase.calculators.emt:EMT --steps 3"
+WORDS = f"{WORDS} --formula-units 1 --workers 1 --no-progress".split()
 LOOK = dict(workers=1, progress=False)
 
 
@@ -103,8 +104,8 @@ def test_what_is_sampled_has_the_skeletons_that_take_turns():
     trained = load()
     target = parse_target("MgAl2O4", 2, trained.prior)
     weights = weigh_skeletons(mp20_templates(), target.cells(20))
-    turns = list(islice(take_turns(weights), 4))
-    made = sample_candidates(trained, [target], 4, steps=3, repair_rounds=0)
+    turns = list(islice(take_turns(weights), 3))
+    made = sample_candidates(trained, [target], 3, steps=3, repair_rounds=0)
     assert skeletons_of(made) == turns
     assert all(skeleton.atoms() == {8: 8, 12: 2, 13: 4} for skeleton in turns)
     assert constraints_of(turns).G.tolist() == made.G.tolist()
