@@ -544,9 +544,9 @@ def predict(**options):
     from symmbfn.prediction import predict
 
     found = predict(**options)
-    columns = ["rank", "formula", "energy", "surprise", "group_relaxed", "wyckoff", "count"]
+    columns = ["rank", "formula", "energy", "surprisal", "group_relaxed", "wyckoff", "count"]
     if options["rank"] == "likelihood":  # nothing is relaxed
-        columns = ["rank", "formula", "surprise", "space_group", "wyckoff", "count"]
+        columns = ["rank", "formula", "surprisal", "space_group", "wyckoff", "count"]
     look = dict(index=False, na_rep="-", float_format="{:.3f}".format)
     click.echo(found.table[columns].head(20).to_string(**look))
     click.echo(f"\nThe ranked list is {options['out'] / 'ranking.csv'}.")

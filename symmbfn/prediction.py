@@ -6,10 +6,10 @@
 __all__ = ['SIMILARITY', 'FARTHEST', 'SHARE_PLANNED', 'RANKS', 'BLOCK_SIZE', 'MOST_CANDIDATES', 'COLUMNS', 'Skeleton',
            'skeletons_of', 'constraints_of', 'join_constraints', 'mendeleev_numbers', 'by_count', 'exchanges',
            'Templates', 'mp20_templates', 'weigh_skeletons', 'take_turns', 'Target', 'parse_target', 'plan_candidates',
-           'sample_candidates', 'number_of_variables', 'nats', 'log_prior', 'surprise', 'field_matcher', 'rms_distance',
-           'rms_distances', 'match_rate', 'rmse', 'metre', 'Prediction', 'predict_block', 'kinds_in', 'predict_blocks',
-           'choose', 'add_energies', 'ranked_by_energy', 'Predicted', 'write_ranking', 'write_candidates',
-           'relax_in_portions', 'few_different', 'plan_prediction', 'predict']
+           'sample_candidates', 'number_of_variables', 'nats', 'log_prior', 'surprisal', 'field_matcher',
+           'rms_distance', 'rms_distances', 'match_rate', 'rmse', 'metre', 'Prediction', 'predict_block', 'kinds_in',
+           'predict_blocks', 'choose', 'add_energies', 'ranked_by_energy', 'Predicted', 'write_ranking',
+           'write_candidates', 'relax_in_portions', 'few_different', 'plan_prediction', 'predict']
 
 # %% ../nbs/40_prediction.ipynb #38d0a500
 import heapq
@@ -390,7 +390,7 @@ def log_prior(
     return p[c.G, inside].log()
 
 
-def surprise(
+def surprisal(
     trained: Trained,
     c: Crystals,  # B crystals
     condition=STABLE,  # as for `generate`
@@ -493,8 +493,8 @@ def predict_block(
         prediction.trained, [prediction.target], BLOCK_SIZE, **place, **options
     )
     rows = new_rows(describe_crystals(made, None, seed, None), len(earlier))
-    for row, value in zip(rows, surprise(prediction.trained, made).tolist()):
-        row["surprise"] = value
+    for row, value in zip(rows, surprisal(prediction.trained, made).tolist()):
+        row["surprisal"] = value
     valid = [row for row in rows if row["fate"] is None]
     for row, first in zip(valid, first_of_kind(valid, kinds_in(earlier), "start_cell")):
         if first is not row:
@@ -545,7 +545,7 @@ COLUMNS = (
     "formula",
     "energy",  # eV/atom, of the potential, relaxed
     "e_above_hull",  # eV/atom
-    "surprise",  # nats: bound on -ln p of the candidate as generated
+    "surprisal",  # nats: bound on -ln p of the candidate as generated
     "space_group",  # of the skeleton
     "group_relaxed",  # that spglib finds after relaxation
     "wyckoff",
@@ -667,7 +667,8 @@ def plan_prediction(
     trained = model if isinstance(model, Trained) else load(model)
     target = parse_target(composition, formula_units, trained.prior)
     trained.model.to(device)
-    plan_candidates(trained, target, BLOCK_SIZE)  # refuses what cannot be placed
+    if not weigh_skeletons(mp20_templates(), target.cells(int(trained.prior.max_atoms))):
+        plan_candidates(trained, target, 1)  # refuses what cannot be placed
     description = dict(formula=[list(item) for item in target.formula.items()], units=target.units)
     description |= dict(steps=steps, seed=seed, weights=digest(trained.model.state_dict()))
     return Prediction(trained, target, steps, seed), description
@@ -704,7 +705,7 @@ def predict(
             compute = Computer(Store(folder / "relaxations.sqlite"), workers, disable=True)
             chosen = relax_in_portions(chosen, calculation, compute, folder, progress)
         else:
-            chosen.sort(key=lambda row: row["surprise"])
+            chosen.sort(key=lambda row: row["surprisal"])
         predicted = write_ranking(folder, chosen)
         if out is not None:
             write_candidates(folder / "crystals", predicted)

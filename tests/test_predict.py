@@ -96,7 +96,7 @@ def test_the_same_candidates_can_be_ranked_by_likelihood(whole):
     before = {path: path.stat().st_mtime_ns for path in (folder / "blocks").glob("*.json")}
     ranked = predict(**QUESTION | dict(rank="likelihood"), **LOOK, out=folder)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert ranked.table["surprise"].is_monotonic_increasing
+    assert ranked.table["surprisal"].is_monotonic_increasing
     assert set(found.table["crystal"]) <= set(ranked.table["crystal"])
 
 
