@@ -56,6 +56,7 @@ from symmbfn.generation import (
     target_properties,
     use_one_thread_after_fork,
     write_json,
+    write_table,
 )
 
 # %% ../nbs/40_prediction.ipynb #1ef4f6a9
@@ -83,7 +84,6 @@ from symmbfn.screening import (
     structure_of,
     working_folder,
     write_relaxed,
-    write_table,
 )
 from .train import resolve_device
 from .wyckoff import wyckoff_labels, wyckoff_table
