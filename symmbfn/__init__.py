@@ -9,6 +9,7 @@ _public = {
     "evaluate": "evaluation",
     "relax": "screening",
     "screen": "screening",
+    "predict": "prediction",
 }
 
 

@@ -224,6 +224,7 @@ def main(context):
       symmbfn generate --n 8 --out crystals
       symmbfn generate --n 100 --space-group Fm-3m --elements Li,O --out crystals
       symmbfn screen --n 20 --elements Li,O --out oxides
+      symmbfn predict --composition SrTiO3 --out titanate
       symmbfn evaluate crystals --out report
       symmbfn info
     """
@@ -502,6 +503,52 @@ def screen(condition, sites, keep, **options):
     look = dict(index=False, na_rep="-", float_format="{:.3f}".format)
     click.echo(found.table[columns].head(20).to_string(**look))
     click.echo(f"\n{found.funnel.to_string(index=False)}")
+    click.echo(f"\nThe ranked list is {options['out'] / 'ranking.csv'}.")
+
+
+@main.command()
+@click.option("--composition", required=True, help="Such as SrTiO3.")
+@click.option("--n", type=int, default=20, help="How many different candidates.")
+@out_option(
+    "Folder to write to; if it holds a part of the same prediction, that goes on.", required=True
+)
+@click.option(
+    "--rank",
+    type=click.Choice(["energy", "likelihood"]),
+    default="energy",
+    help="energy: of the relaxed candidates; likelihood: the model's own, and nothing is relaxed.",
+)
+@click.option(
+    "--formula-units", type=int, help="Formula units in the primitive cell; by default any number."
+)
+@RELAXATION_OPTIONS[0]
+@click.option("--steps", type=int, default=50, help="Steps of the sampler.")
+@model_option
+@seed_option
+@workers_option
+@device_option("auto")
+@progress_option
+def predict(**options):
+    """Predict the structure of a composition.
+
+    Candidates get the space groups and Wyckoff positions of related known crystals, some also
+    others. Those that are different are relaxed and ranked. Writes the list as ranking.csv and
+    ranking.parquet, and its crystals into the folder crystals, the best first.
+
+    \b
+    Examples:
+      symmbfn predict --composition SrTiO3 --n 20 --out titanate
+      symmbfn predict --composition TiO2 --formula-units 2 --n 10 --out titania
+      symmbfn predict --composition MgAl2O4 --rank likelihood --out spinel
+    """
+    from symmbfn.prediction import predict
+
+    found = predict(**options)
+    columns = ["rank", "formula", "energy", "surprisal", "group_relaxed", "wyckoff", "count"]
+    if options["rank"] == "likelihood":  # nothing is relaxed
+        columns = ["rank", "formula", "surprisal", "space_group", "wyckoff", "count"]
+    look = dict(index=False, na_rep="-", float_format="{:.3f}".format)
+    click.echo(found.table[columns].head(20).to_string(**look))
     click.echo(f"\nThe ranked list is {options['out'] / 'ranking.csv'}.")
 
 

@@ -60,6 +60,7 @@ def test_commands():
         "evaluate",
         "generate",
         "info",
+        "predict",
         "relax",
         "runs",
         "screen",
@@ -112,6 +113,16 @@ def test_screen_and_relax_have_the_options_of_the_functions():
             assert options_of(command)[name].default == function[name].default, (command, name)
     for name in ("max_energy", "max_minutes", "block_size", "seed"):
         assert options_of("screen")[name].default == functions[0][name].default, name
+
+
+def test_predict_has_the_options_of_the_function():
+    from symmbfn.prediction import predict
+
+    function = inspect.signature(predict).parameters
+    options = options_of("predict")
+    assert set(options) == set(function)
+    for name in set(function) - {"composition", "out", "progress"}:
+        assert options[name].default == function[name].default, name
 
 
 def test_train_has_the_options_of_the_configuration():
@@ -175,6 +186,12 @@ def test_an_option_means_the_same_everywhere():
         ("screen --n 1 --max-minutes 0 --out x", "max_minutes is 0"),
         ("screen --n 1 --potential EMT --out x", "'EMT' is unknown"),
         ("screen --n 1 --scale paper --potential ase.calculators.emt:EMT --out x", "no scale"),
+        ("predict --out x", "Missing option"),
+        ("predict --composition Ca10P6O26H2 --out x", "44 atoms or more"),
+        ("predict --composition SrTiO3 --formula-units 5 --out x", "cells of at most 20"),
+        ("predict --composition NaCl --n 0 --out x", "n is 0"),
+        ("predict --composition NaCl --rank beauty --out x", "not one of"),
+        ("predict --composition NaCl --potential EMT --out x", "'EMT' is unknown"),
         ("encode nowhere --out x.safetensors", "nowhere"),
         ("encode nowhere --out x", "ends in .safetensors"),
         ("train mp20", "Missing option"),

@@ -105,7 +105,8 @@ def test_training_loads_torch_numpy_and_safetensors_alone():
     assert added - {"triton"} == {"symmbfn"}  # Triton comes with torch for GPUs
 
 
-PUBLIC = ["encode", "decode", "load_data", "load", "generate", "evaluate", "relax", "screen"]
+PUBLIC = ["encode", "decode", "load_data", "load", "generate", "evaluate"]
+PUBLIC += ["relax", "screen", "predict"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
