@@ -305,7 +305,7 @@ GENERATION_OPTIONS = [
     click.option(
         "--temperature",
         type=float,
-        default=0.9,
+        default=0.8,
         help="Scale of the sampler's noise; the lower, the likelier and the more alike the "
         "crystals.",
     ),
