@@ -3,6 +3,7 @@
 Copper and gold with EMT, a potential of ASE that takes no time, so that a screen takes seconds."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ase.calculators.emt import EMT
 from click.testing import CliRunner
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -60,6 +62,15 @@ def blocks_of(folder):
     return [json.loads(path.read_text())["rows"] for path in paths]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Rounding depends on the number of threads, which an earlier test may have changed."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     "The folder of a screen of three blocks that nothing interrupted, and what it found."
@@ -72,7 +83,8 @@ def test_killed_and_started_again_it_loses_and_repeats_nothing(whole, tmp_path):
     folder, _ = whole
     out = tmp_path / "screen"
     command = [sys.executable, "-m", "symmbfn", *WORDS, "--out", out]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet)
     while not list(out.glob("blocks/*.json")):
         assert process.poll() is None
         time.sleep(0.05)
