@@ -232,8 +232,8 @@ def main(context):
         click.echo(context.get_help())
 
 
-# what crystals are to be, and how they are sampled: the options of all commands that generate
-GENERATION_OPTIONS = [
+# what crystals are to be
+REQUEST_OPTIONS = [
     click.option(
         "--space-group",
         "--crystal-system",
@@ -278,6 +278,15 @@ GENERATION_OPTIONS = [
         multiple=True,
         help="A site that must occur, such as Ti:2a or Ti:2a:0,0,0; once for each site.",
     ),
+]
+best_option = click.option(
+    "--best",
+    type=float,
+    default=1.0,
+    help="Share of the sampled crystals to return: those of lowest energy as they are, by CHGNet.",
+)
+# how they are sampled
+SAMPLING_OPTIONS = [
     click.option(
         "--condition",
         type=Target(),
@@ -287,13 +296,6 @@ GENERATION_OPTIONS = [
     ),
     click.option(
         "--guidance", type=float, default=0.0, help="How strongly to aim at the properties."
-    ),
-    click.option(
-        "--best",
-        type=float,
-        default=1.0,
-        help="Share of the sampled crystals to return: those of lowest energy as they are, by "
-        "CHGNet.",
     ),
     click.option("--steps", type=int, default=50, help="Steps of the sampler."),
     click.option(
@@ -318,6 +320,8 @@ GENERATION_OPTIONS = [
     ),
     model_option,
 ]
+# the options of all commands that generate on request
+GENERATION_OPTIONS = [*REQUEST_OPTIONS, best_option, *SAMPLING_OPTIONS]
 # how crystals are relaxed
 RELAXATION_OPTIONS = [
     click.option(
@@ -550,6 +554,52 @@ def predict(**options):
     look = dict(index=False, na_rep="-", float_format="{:.3f}".format)
     click.echo(found.table[columns].head(20).to_string(**look))
     click.echo(f"\nThe ranked list is {options['out'] / 'ranking.csv'}.")
+
+
+@main.command()
+@click.argument("structures")
+@click.option("--n", type=int, required=True, help="How many variations of each crystal.")
+@out_option(
+    "Folder to write to; if it holds a part of the same variations, that is completed.",
+    required=True,
+)
+@click.option(
+    "--forget",
+    type=float,
+    default=0.5,
+    help="Share that is forgotten, up to 1: the nearer to 0, the nearer to the crystal.",
+)
+@click.option(
+    "--keep",
+    type=CommaSeparated(),
+    default=["positions"],
+    help="What stays as it is: some of positions, elements, coordinates, lattice.",
+)
+@click.option("--allow", type=CommaSeparated(), help="Elements that may occur; by default all.")
+@click.option("--forbid", type=CommaSeparated(), help="Elements that must not occur.")
+@add_options(SAMPLING_OPTIONS)
+@seed_option
+@device_option("auto")
+@progress_option
+def vary(structures, condition, keep, **options):
+    """Vary crystals: forget a part of each, and complete it anew.
+
+    STRUCTURES is a CIF, a folder or zip of CIF files, a CSV or parquet table with a column `cif`,
+    or an extxyz file. Space group and number of sites of each crystal stay. Writes the files that
+    `symmbfn generate` writes; the table says of each variation which crystal it comes from.
+
+    \b
+    Examples:
+      symmbfn vary spinel.cif --n 20 --out spinels
+      symmbfn vary spinel.cif --n 8 --forget 0.2 --keep elements --out near_spinel
+      symmbfn vary mine.csv --n 4 --forget 1 --keep positions,coordinates --forbid Pb --out others
+    """
+    from symmbfn.variation import vary
+
+    made = vary(structures, **request_of(condition, (), keep, options))
+    columns = ["formula", "space_group", "wyckoff", "density", "origin", "same_as_origin"]
+    click.echo(made.table[columns].to_string(max_rows=20))
+    click.echo(f"{len(made.table)} crystals are in {options['out']}.")
 
 
 @main.command()

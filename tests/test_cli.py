@@ -65,6 +65,7 @@ def test_commands():
         "runs",
         "screen",
         "train",
+        "vary",
     ]
 
 
@@ -122,6 +123,18 @@ def test_predict_has_the_options_of_the_function():
     options = options_of("predict")
     assert set(options) == set(function)
     for name in ("n", "rank", "potential", "steps", "seed", "device"):
+        assert options[name].default == function[name].default, name
+
+
+def test_vary_has_the_options_of_the_function():
+    from symmbfn.screening import SAMPLER
+    from symmbfn.variation import vary
+
+    function = inspect.signature(vary).parameters
+    options = options_of("vary")
+    assert set(options) == {*function, *SAMPLER} - {"structures", "sampling"}
+    assert options["keep"].default == list(function["keep"].default)
+    for name in ("forget", "seed", "device", "batch_size"):
         assert options[name].default == function[name].default, name
 
 
