@@ -777,7 +777,8 @@ def read_checkpoint(
 ):  # (name -> tensor, dict of `origin` and _PROGRESS); None if there is no checkpoint
     "Read the checkpoint of a run, after deleting files that a killed process left half written."
     for unfinished in run_dir.glob("*.part"):
-        unfinished.unlink()
+        if unfinished.name != "lock.part":  # which says that a process is at work in the folder
+            unfinished.unlink()
     file = run_dir / "checkpoint.safetensors"
     return load_tensors(file) if file.exists() else None
 
