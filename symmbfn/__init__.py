@@ -10,6 +10,7 @@ _public = {
     "relax": "screening",
     "screen": "screening",
     "predict": "prediction",
+    "finetune": "finetuning",
 }
 
 

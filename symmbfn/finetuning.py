@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_STRUCTURES', 'MIN_VALUES', 'MIN_SHARE', 'LR', 'ENCODING_LR', 'read_structures', 'hold_out', 'told_properties',
            'check_property', 'check_structures', 'check_held_out', 'check_number', 'Plan', 'describe_run', 'names_of',
-           'check_frozen', 'plan_finetuning', 'loss_before', 'describe_plan', 'run_plan', 'finetune',
+           'check_frozen', 'plan_finetuning', 'loss_before', 'describe_plan', 'describe_tuned', 'run_plan', 'finetune',
            'warn_if_no_better']
 
 # %% ../nbs/38_finetuning.ipynb #f845234e
@@ -24,8 +24,15 @@ from .datasets import check_workers, encode_source, find_splits
 from .generation import listed, use_one_thread_after_fork
 from .model import Trained, digest, load
 from .screening import working_folder
-from .train import FREE_SETTINGS, TrainConfig, new_run, print_progress
-from .train import resolve_precision, train, validate
+from symmbfn.train import (
+    FREE_SETTINGS,
+    TrainConfig,
+    new_run,
+    print_progress,
+    resolve_precision,
+    train,
+    validate,
+)
 
 # %% ../nbs/38_finetuning.ipynb #b287b86a
 def read_structures(
@@ -251,6 +258,18 @@ def describe_plan(
     return (
         f"{len(plan.data):,} structures to train on ({told}) and {len(plan.held_out):,} held out; "
         f"the loss of these is {before:.3f} before"
+    )
+
+# %% ../nbs/38_finetuning.ipynb #7436fb51
+def describe_tuned(
+    tuned: Trained,  # of `finetune`
+) -> str:
+    "Say what was reached, and what the model can be asked for."
+    meta = tuned.meta
+    names = ", ".join(tuned.model.settings["properties"]) or "no property"
+    return (
+        f"Loss of the held-out structures: {meta['before']:.3f} before, {meta['val_loss']:.3f} "
+        f"after epoch {meta['epoch']} of {len(meta['curve'])}. The model can be asked for {names}."
     )
 
 # %% ../nbs/38_finetuning.ipynb #c38536a3

@@ -58,6 +58,7 @@ def test_commands():
     assert COMMANDS == [
         "encode",
         "evaluate",
+        "finetune",
         "generate",
         "info",
         "predict",
@@ -122,6 +123,16 @@ def test_predict_has_the_options_of_the_function():
     options = options_of("predict")
     assert set(options) == set(function)
     for name in ("n", "rank", "potential", "steps", "seed", "device"):
+        assert options[name].default == function[name].default, name
+
+
+def test_finetune_has_the_options_of_the_function():
+    from symmbfn.finetuning import finetune
+
+    function = inspect.signature(finetune).parameters
+    options = options_of("finetune")
+    assert set(options) == set(function) - {"source"}
+    for name in set(options) - {"out", "model", "val"}:
         assert options[name].default == function[name].default, name
 
 
@@ -192,6 +203,14 @@ def test_an_option_means_the_same_everywhere():
         ("predict --composition NaCl --n 0 --out x", "n is 0"),
         ("predict --composition NaCl --rank beauty --out x", "not one of"),
         ("predict --composition NaCl --potential EMT --out x", "'EMT' is unknown"),
+        ("finetune nowhere --out x", "nowhere"),
+        ("finetune mp20", "Missing option"),
+        ("finetune mp20 --properties colour --out x", "the data has formation_energy_per_atom"),
+        ("finetune mp20 --properties , --out x", "properties is empty"),
+        ("finetune mp20 --lr 0 --out x", "lr is 0"),
+        ("finetune mp20 --patience 0 --out x", "patience is 0"),
+        ("finetune mp20 --epochs 0 --out x", "give max_minutes too"),
+        ("finetune mp20 --model none.safetensors --out x", "does not exist"),
         ("encode nowhere --out x.safetensors", "nowhere"),
         ("encode nowhere --out x", "ends in .safetensors"),
         ("train mp20", "Missing option"),
