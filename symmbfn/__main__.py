@@ -750,7 +750,7 @@ def train(source, val, run_dir, preset, pretrained, changes, properties, eval_n,
     help="Stop after so many epochs without a lower loss of the held-out structures.",
 )
 @click.option("--batch-size", type=int, default=64, help="Structures in a batch.")
-@click.option("--lr", type=float, default=1e-4, help="Learning rate at the start.")
+@click.option("--lr", type=float, default=2e-5, help="Learning rate at the start.")
 @click.option(
     "--encoding-lr",
     type=float,

@@ -175,7 +175,7 @@ def describe_run(
     return settings | dict(weights=weights, properties=plan.names)
 
 # %% ../nbs/38_finetuning.ipynb #cd455c8c
-LR = 1e-4  # Adam's at the start; Muon's is 15 times as high (09)
+LR = 2e-5  # Adam's at the start; Muon's is 15 times as high (09)
 ENCODING_LR = 1e-2  # of the encoding of the properties, at the start
 
 
@@ -215,9 +215,9 @@ def plan_finetuning(
     trained = model if isinstance(model, Trained) else load(model)
     known = trained.model.settings["properties"]
     data, held_out = read_structures(source, val, workers)
+    check_number(len(data) + (0 if held_out is None else len(held_out)))
     for name in names:
         check_property(data, name)
-    check_number(len(data) + (0 if held_out is None else len(held_out)))
     if held_out is None:
         data, held_out = hold_out(data, names, config.seed)
     check_held_out(held_out, names)

@@ -151,14 +151,16 @@ def test_old_and_new_properties_can_be_asked_for(tuned, folder):
     assert "asked_band_gap" in made.table
 
 
-def test_patience_ends_a_run(folder):
-    "With a learning rate that destroys the encoding, no epoch is as good as none."
-    rates = dict(frozen=True, encoding_lr=10.0, patience=2, epochs=30)
-    model = folder / "first.safetensors"
+def test_patience_ends_a_run(folder, monkeypatch):
+    "The losses of the held-out structures are chosen beforehand, and all above that before."
+    losses = iter((95.0, 93.0, 94.0, 96.0))
+    names = ("loss", "k", "x", "a", "S")
+    monkeypatch.setattr("symmbfn.train.validate", lambda *_: dict.fromkeys(names, next(losses)))
+    options = dict(model=folder / "first.safetensors", patience=2, epochs=30) | QUICK
     with pytest.warns(UserWarning, match="expect nothing of these weights"):
-        made = finetune(folder / "gaps.safetensors", "band_gap", model=model, **rates, **QUICK)
-    epochs = [row["epoch"] for row in made.meta["curve"]]
-    assert len(epochs) == made.meta["epoch"] + 2 < 30
+        made = finetune(folder / "gaps.safetensors", "band_gap", **options)
+    assert [row["val_loss"] for row in made.meta["curve"]] == [95, 93, 94, 96]
+    assert (made.meta["epoch"], made.meta["val_loss"]) == (2, 93)
 
 
 def test_structures_without_a_column_can_be_learnt_and_weights_without_properties_too(folder):
@@ -198,7 +200,7 @@ def write_table(path, structures, **columns):
         ("phase", "'cubic' is not a number"),
         ("constant", "is 1 in every structure"),
         ("sparse", "has a value in 3 of 24 structures, but 20"),
-        ("gap", "the data has energy, constant, sparse"),
+        ("gap", "Unknown property gap: the data has constant, energy, sparse"),
     ],
 )
 def test_a_bad_column_is_refused_in_one_sentence(folder, tmp_path, column, said):
