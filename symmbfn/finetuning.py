@@ -285,8 +285,8 @@ def run_plan(
     report = print_progress if progress else (lambda row: None)
     train(folder, **plan.arguments(), report=report)
     tuned = load(folder / "model.safetensors")
-    curve = pd.read_csv(folder / "log.csv").to_dict("records")
-    return tuned._replace(meta=tuned.meta | dict(before=before, curve=curve))
+    log = pd.read_csv(folder / "log.csv", float_precision="round_trip")
+    return tuned._replace(meta=tuned.meta | dict(before=before, curve=log.to_dict("records")))
 
 # %% ../nbs/38_finetuning.ipynb #f486acd2
 def finetune(
