@@ -663,6 +663,7 @@ def evaluate(structures, device, scale, **options):
 @click.option(
     "--patience",
     type=int,
+    default=None,
     help="Stop after so many validations without a lower loss, and keep the best model.",
 )
 @click.option(
@@ -673,6 +674,7 @@ def evaluate(structures, device, scale, **options):
 @click.option(
     "--encoding-lr",
     type=float,
+    default=None,
     help="Learning rate of the encoding of the properties; by default --lr.",
 )
 @click.option("--eval-every", type=int, default=50, help="Epochs between scores, with --eval-n.")

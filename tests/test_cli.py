@@ -132,7 +132,7 @@ def test_finetune_has_the_options_of_the_function():
     function = inspect.signature(finetune).parameters
     options = options_of("finetune")
     assert set(options) == set(function) - {"source"}
-    for name in set(options) - {"out", "model", "val"}:
+    for name in set(options) - {"out", "model", "val", "properties", "workers"}:
         assert options[name].default == function[name].default, name
 
 
@@ -205,7 +205,7 @@ def test_an_option_means_the_same_everywhere():
         ("predict --composition NaCl --potential EMT --out x", "'EMT' is unknown"),
         ("finetune nowhere --out x", "nowhere"),
         ("finetune mp20", "Missing option"),
-        ("finetune mp20 --properties colour --out x", "the data has formation_energy_per_atom"),
+        ("finetune mp20 --properties colour --out x", "Unknown property colour"),
         ("finetune mp20 --properties , --out x", "properties is empty"),
         ("finetune mp20 --lr 0 --out x", "lr is 0"),
         ("finetune mp20 --patience 0 --out x", "patience is 0"),
