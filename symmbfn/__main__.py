@@ -669,6 +669,7 @@ def evaluate(structures, device, scale, **options):
 @click.option(
     "--frozen",
     is_flag=True,
+    default=False,
     help="Train nothing but the encoding of the properties, with --pretrained.",
 )
 @click.option(
@@ -738,7 +739,12 @@ def train(source, val, run_dir, preset, pretrained, changes, properties, eval_n,
     "--val", help="Structures to hold out; by default those that SOURCE comes with, or a tenth."
 )
 @model_option
-@click.option("--frozen", is_flag=True, help="Train nothing but the encoding of the properties.")
+@click.option(
+    "--frozen",
+    is_flag=True,
+    default=False,
+    help="Train nothing but the encoding of the properties.",
+)
 @click.option(
     "--epochs",
     type=int,
