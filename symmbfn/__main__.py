@@ -710,6 +710,24 @@ def evaluate(structures, device, scale, **options):
     "--max-grad-norm", type=float, default=1.0, help="Larger gradients are scaled to this norm."
 )
 @click.option("--validate-every", type=int, default=10, help="Epochs between validations.")
+@click.option(
+    "--patience",
+    type=int,
+    default=None,
+    help="Stop after so many validations without a lower loss, and keep the best model.",
+)
+@click.option(
+    "--frozen",
+    is_flag=True,
+    default=False,
+    help="Train nothing but the encoding of the properties, with --pretrained.",
+)
+@click.option(
+    "--encoding-lr",
+    type=float,
+    default=None,
+    help="Learning rate of the encoding of the properties; by default --lr.",
+)
 @click.option("--eval-every", type=int, default=50, help="Epochs between scores, with --eval-n.")
 @click.option(
     "--max-minutes",
@@ -754,6 +772,85 @@ def train(source, val, run_dir, preset, pretrained, changes, properties, eval_n,
     )
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
         click.echo(f"The model is {run_dir / 'model.safetensors'}.")
+
+
+@main.command()
+@click.argument("source")
+@click.option(
+    "--properties",
+    type=CommaSeparated(),
+    help="Columns of the data that the model can later be asked for, such as band_gap; by default "
+    "none, and the structures alone are learnt.",
+)
+@out_option(
+    "Folder for the model; if it holds a part of the same run, that goes on.", required=True
+)
+@click.option(
+    "--val", help="Structures to hold out; by default those that SOURCE comes with, or a tenth."
+)
+@model_option
+@click.option(
+    "--frozen",
+    is_flag=True,
+    default=False,
+    help="Train nothing but the encoding of the properties.",
+)
+@click.option(
+    "--epochs",
+    type=int,
+    default=20,
+    help="Passes over the data at most; 0: as many as --max-minutes allow.",
+)
+@click.option(
+    "--patience",
+    type=int,
+    default=5,
+    help="Stop after so many epochs without a lower loss of the held-out structures.",
+)
+@click.option("--batch-size", type=int, default=64, help="Structures in a batch.")
+@click.option("--lr", type=float, default=2e-5, help="Learning rate at the start.")
+@click.option(
+    "--encoding-lr",
+    type=float,
+    default=1e-2,
+    help="Learning rate at the start of the encoding of the properties.",
+)
+@click.option(
+    "--optimizer",
+    type=click.Choice(["adam", "muon"]),
+    default="muon",
+    help="muon: Muon for the matrices of the layers, and Adam for the rest.",
+)
+@click.option(
+    "--max-minutes",
+    type=float,
+    default=float("inf"),
+    help="Stop after the epoch in which this is over; started again, the run goes on.",
+)
+@seed_option
+@workers_option
+@device_option("auto")
+@precision_option("auto")
+@progress_option
+def finetune(source, **options):
+    """Train weights further on SOURCE, with new properties or without.
+
+    SOURCE is mp20, which comes with the package; a CSV or parquet table, a folder or zip of CIF
+    files, an extxyz file, or a data set that `symmbfn encode` made. Structures that are held out
+    say when to stop, and which epoch was best. `symmbfn generate --model` takes the file
+    model.safetensors of the folder; it can be asked for the old properties and the new ones.
+
+    \b
+    Examples:
+      symmbfn finetune mp20 --properties band_gap --out runs/gap
+      symmbfn finetune mine.csv --properties hardness --frozen --out runs/hard
+      symmbfn finetune folder_of_cifs --epochs 50 --max-minutes 30 --out runs/mine
+    """
+    from symmbfn.finetuning import describe_tuned, finetune
+
+    tuned = finetune(source, **options)
+    click.echo(describe_tuned(tuned))
+    click.echo(f"The model is {options['out'] / 'model.safetensors'}.")
 
 
 def pretrained_model(

@@ -347,6 +347,7 @@ class Scales(nn.Module):
         self,
         c: Crystals,  # the training set
         y=None,  # (B,P) its properties, NaN where unknown
+        keep=(),  # names of properties whose scales stay as they are
     ):
         """Remember mean and standard deviation of the continuous channels and of the properties.
 
@@ -354,8 +355,9 @@ class Scales(nn.Module):
         over those that have it. Raises ValueError for a property with less than two values."""
         for channel in CONTINUOUS:
             _standardise_channel(self, channel, c)
-        for i in range(len(self.settings["properties"])):
-            _standardise_property(self, i, y)
+        for i, name in enumerate(self.settings["properties"]):
+            if name not in keep:
+                _standardise_property(self, i, y)
         return self
 
 # %% ../nbs/08_model.ipynb #243024a7

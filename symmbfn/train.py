@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PRODUCTS_SHARE', 'CASTS_SHARE', 'BREAK_EVEN', 'MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'COLUMNS',
            'FREE_SETTINGS', 'epoch_seed', 'epoch_generator', 'sample_time_and_noise', 'TrainConfig', 'resolve_device',
-           'bfloat16_speedup', 'resolve_precision', 'autocast', 'weighted_loss', 'orthogonalise', 'Muon',
+           'bfloat16_speedup', 'resolve_precision', 'autocast', 'weighted_loss', 'orthogonalise', 'Muon', 'freeze',
            'make_optimizers', 'set_learning_rate', 'plateau_factor', 'cosine_factor', 'update_ema', 'RunState',
            'take_step', 'count_step', 'stratified_batches', 'drop_condition', 'mean_losses', 'train_epoch',
            'sorted_batches', 'validate', 'begin_with', 'save_run', 'new_run', 'read_checkpoint', 'resume',
-           'evaluate_epoch', 'keep_best', 'print_progress', 'Process', 'join_processes', 'from_first', 'SessionClock',
-           'plan_epochs', 'Saver', 'Session', 'start_or_resume', 'epoch_function', 'next_row', 'train_until_over',
-           'train', 'run_summary', 'compare_runs', 'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch',
-           'padded_sizes', 'pad_batch', 'PaddedBatches', 'undo_steps', 'record_cuda_graph', 'RecordedEpoch',
-           'check_parameters']
+           'evaluate_epoch', 'validation_losses', 'keep_lowest', 'has_no_patience_left', 'keep_best', 'print_progress',
+           'Process', 'join_processes', 'from_first', 'SessionClock', 'plan_epochs', 'Saver', 'Session',
+           'start_or_resume', 'epoch_function', 'next_row', 'train_until_over', 'train', 'run_summary', 'compare_runs',
+           'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch',
+           'PaddedBatches', 'undo_steps', 'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -88,9 +88,14 @@ class TrainConfig:
     seed: int = 0  # determines the initial weights, the batches, the times and the noise
     device: str = "cpu"  # 'cpu', 'cuda', 'cuda:1' for the second GPU, or 'auto'
     precision: str = "auto"  # 'float32', 'bfloat16', or 'auto': bfloat16 where it is faster
+    # stop after so many validations without a lower loss, and keep the best model; None: don't
+    patience: int | None = None
+    frozen: bool = False  # whether only the encoding of the properties is trained
+    encoding_lr: float | None = None  # initial learning rate of that encoding; None: lr
 
     def __post_init__(self):
         _check_numbers(self)
+        _check(self, "frozen", lambda v: isinstance(v, bool), "True or False")
         _check_choice("optimizer", self.optimizer, ("adam", "muon"))
         _check_choice("schedule", self.schedule, ("plateau", "cosine"))
         _check_choice("precision", self.precision, ("float32", "bfloat16", "auto"))
@@ -109,9 +114,13 @@ def _check_numbers(config):
         _set(config, name, whole_number(name, getattr(config, name)))
     for name in ("epochs", "seed"):
         _set(config, name, whole_number(name, getattr(config, name), least=0))
-    for name in ("lr", "max_grad_norm", "ema_decay", "max_minutes"):
+    if config.patience is not None:
+        _set(config, "patience", whole_number("patience", config.patience))
+    rates = ("lr",) if config.encoding_lr is None else ("lr", "encoding_lr")
+    for name in (*rates, "max_grad_norm", "ema_decay", "max_minutes"):
         _set(config, name, real_number(name, getattr(config, name)))
-    _check(config, "lr", lambda v: 0 < v < math.inf, "a positive number")
+    for name in rates:
+        _check(config, name, lambda v: 0 < v < math.inf, "a positive number")
     _check(config, "max_grad_norm", lambda v: v > 0, "a positive number")
     _check(config, "ema_decay", lambda v: 0 <= v < 1, "a number from 0 to below 1")
     _check(config, "max_minutes", lambda v: v >= 0, "a number from 0")
@@ -265,6 +274,7 @@ class Muon(torch.optim.Muon):
     The learning rate in param_groups may be a tensor, as a step recorded on a GPU needs it."""
 
     dtype = torch.bfloat16  # of the Newton-Schulz iteration; `make_optimizers` may change it
+    lr_factor = MUON_LR  # its learning rate in units of Adam's
 
     @torch.no_grad()
     def step(self):
@@ -287,37 +297,60 @@ class Muon(torch.optim.Muon):
         torch._foreach_add_(matrices, (scale * direction).unbind())
 
 # %% ../nbs/09_train.ipynb #93c31b85
+def freeze(
+    model: Model,  # one that knows properties; changed in place
+):
+    "Let training change nothing but the encoding of the properties."
+    model.requires_grad_(False)
+    model.net.f_y.requires_grad_(True)
+
+
+def _sort_weights(model, optimizer, has_encoding_lr):
+    "Lists of the weights that change: the layers' matrices, the encoding of properties, the rest."
+    changing = [p for p in model.parameters() if p.requires_grad]
+    matrices, encoding = [], []
+    if optimizer == "muon":
+        matrices = [p for p in model.net.layers.parameters() if p.ndim == 2 and p.requires_grad]
+    if has_encoding_lr:
+        encoding = [*model.net.f_y.parameters()]
+    sorted_already = {id(p) for p in matrices + encoding}  # == is elementwise
+    return matrices, encoding, [p for p in changing if id(p) not in sorted_already]
+
+# %% ../nbs/09_train.ipynb #dfaf75a2
 def make_optimizers(
     model: Model,  # on the device where it is trained
     lr: float,  # learning rate of Adam; Muon's is MUON_LR times as high
     optimizer: str,  # 'adam' or 'muon'
     precision="bfloat16",  # of Muon's iteration: 'float32', where products in bfloat16 are slow
-) -> list:  # [Adam of all weights], or [Adam of most weights, Muon of the layers' matrices]
-    "Make the optimizers that together change every weight of a model."
+    *,
+    encoding_lr=None,  # learning rate of the encoding of the properties; None: as the rest
+) -> list:  # of Adam for most weights, Muon for the layers' matrices, Adam for the encoding
+    "Make the optimizers that together change every weight that isn't frozen."
     on_gpu = model.k_mean.is_cuda
-    matrices = []
-    if optimizer == "muon":
-        matrices = [p for p in model.net.layers.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not m for m in matrices)]  # == is elementwise
-    optimizers = [torch.optim.Adam(rest, lr=lr, fused=True, capturable=on_gpu)]
+    adam = partial(torch.optim.Adam, lr=lr, fused=True, capturable=on_gpu)
+    matrices, encoding, rest = _sort_weights(model, optimizer, encoding_lr is not None)
+    optimizers = [adam(rest)] if rest else []
     if matrices:
         optimizers.append(Muon(matrices, lr=lr, weight_decay=MUON_DECAY))
         if precision == "float32":
             optimizers[-1].dtype = torch.float32
+    if encoding:
+        optimizers.append(adam(encoding))
+        optimizers[-1].lr_factor = encoding_lr / lr
     if on_gpu:  # a recorded step reads the learning rate from the GPU's memory
         for o in optimizers:
             o.param_groups[0]["lr"] = torch.tensor(lr, device=model.k_mean.device)
     set_learning_rate(optimizers, lr)
     return optimizers
 
-# %% ../nbs/09_train.ipynb #dfaf75a2
+# %% ../nbs/09_train.ipynb #5392192e
 def set_learning_rate(
     optimizers,  # of `make_optimizers`
     lr: float,  # learning rate of Adam
 ):
-    "Set the learning rate of the next step: `lr` for Adam, and `MUON_LR` times `lr` for Muon."
+    "Set the learning rate of the next step: `lr` for Adam, and others in proportion."
     for optimizer in optimizers:
-        value = lr * MUON_LR if isinstance(optimizer, Muon) else lr
+        value = lr * getattr(optimizer, "lr_factor", 1)
         group = optimizer.param_groups[0]
         if isinstance(group["lr"], Tensor):  # in place: a recorded step reads this memory
             group["lr"].fill_(value)
@@ -480,13 +513,12 @@ def train_epoch(
 
 # %% ../nbs/09_train.ipynb #6afa8db1
 def sorted_batches(
-    c: Crystals,
+    sizes: Tensor,  # (B,) number of sites of each crystal
     batch_size: int,  # crystals in a batch; the last may have fewer
-) -> list:  # of Crystals
+) -> list:  # of (M,) indices
     "Cut crystals into batches in the order of the data; in a batch small ones come first."
-    sizes = c.n
-    batches = torch.arange(len(c), device=sizes.device).split(batch_size)
-    return [c[index[sizes[index].argsort(stable=True)]] for index in batches]
+    batches = torch.arange(len(sizes), device=sizes.device).split(batch_size)
+    return [index[sizes[index].argsort(stable=True)] for index in batches]
 
 
 @torch.no_grad()
@@ -495,13 +527,16 @@ def validate(
     c: Crystals,  # on the device of the model
     batch_size=256,  # crystals in a batch
     precision="float32",  # or 'bfloat16'
+    y=None,  # (B,P) properties that the model is told, NaN where unknown; None: none
 ) -> dict:  # LOSS_NAMES -> mean over the crystals
-    "Mean losses over crystals. Times and noise are always the same; properties are hidden."
+    "Mean losses over crystals. Times and noise are always the same."
     generator = epoch_generator(0, 0, c.G.device)
     sums = torch.zeros(len(CHANNELS), device=c.G.device)
-    for batch in sorted_batches(c, batch_size):
+    for index in sorted_batches(c.n, batch_size):
+        batch = c[index]
         t, noise = sample_time_and_noise(batch, generator)
-        _, losses = weighted_loss(model, precision, (batch, t, noise))
+        told = () if y is None else (y[index],)
+        _, losses = weighted_loss(model, precision, (batch, t, noise, *told))
         sums += len(batch) * losses
     return mean_losses(model, sums / len(c))
 
@@ -628,8 +663,9 @@ def save_run(state: RunState):
     "Write the checkpoint of a run, then its averaged model and its log."
     progress = {name: getattr(state, name) for name in ("origin", *_PROGRESS)}
     save_tensors(state.run_dir / "checkpoint.safetensors", _pack(state), progress)
-    meta = state.origin | dict(epoch=len(state.rows))
-    save_model(state.run_dir / "model.safetensors", state.ema, state.prior, meta=meta)
+    if state.config.patience is None:  # else `keep_lowest` writes the model
+        meta = state.origin | dict(epoch=len(state.rows))
+        save_model(state.run_dir / "model.safetensors", state.ema, state.prior, meta=meta)
     _write_log(state.run_dir / "log.csv", state.rows)
 
 # %% ../nbs/09_train.ipynb #69a527c1
@@ -644,14 +680,18 @@ def _fingerprint(*tensors):
     return hashlib.sha1(content).hexdigest()[:12]
 
 
-def _origin(config, model, data, val, y, pretrained):  # arguments as for `new_run`
+def _fingerprint_of(c, y):
+    "A hash of crystals and their properties, if they have any."
+    return _fingerprint(*to_dict(c).values(), *([] if y is None else [y]))
+
+
+def _origin(config, model, data, val, y, val_y, pretrained):  # arguments as for `new_run`
     "What must be the same when a run continues: a dict of settings and of hashes of the data."
     settings = {k: v for k, v in asdict(config).items() if k not in FREE_SETTINGS}
-    properties = [] if y is None else [y]
     return settings | dict(
         crystals=len(data),
-        data=_fingerprint(*to_dict(data).values(), *properties),
-        val=_fingerprint(*to_dict(val).values()),
+        data=_fingerprint_of(data, y),
+        val=_fingerprint_of(val, val_y),
         settings=model.settings,
         pretrained=None if pretrained is None else digest(pretrained.state_dict())[:12],
     )
@@ -660,10 +700,24 @@ def _origin(config, model, data, val, y, pretrained):  # arguments as for `new_r
 def _new_model(data, config, model_settings, y, pretrained):  # arguments as for `new_run`
     "The model of a run before its first step, on config.device."
     torch.manual_seed(config.seed)
-    model = Model(**model_settings).standardise(data, y)
+    known = [] if pretrained is None else pretrained.settings["properties"]
+    model = Model(**model_settings).standardise(data, y, keep=known)
     if pretrained is not None:
         begin_with(model, pretrained)
+    if config.frozen:
+        freeze(model)
     return model.to(config.device)
+
+
+def _check_encoding(config, properties, known):
+    "Raise a ValueError for settings of the encoding of properties if there is none to train."
+    if config.encoding_lr is not None and not properties:
+        raise ValueError("encoding_lr is given, but the model has no properties: leave it out.")
+    if config.frozen and not known:
+        raise ValueError(
+            "frozen trains nothing but the encoding of properties: give a model to begin with that "
+            "knows some."
+        )
 
 # %% ../nbs/09_train.ipynb #af37bd31
 def new_run(
@@ -674,22 +728,30 @@ def new_run(
     *,
     model_settings: dict,  # as for `train`
     y=None,  # (B,P) properties of data, NaN where unknown
+    val_y=None,  # as for `train`
     pretrained=None,  # a trained Model to begin with; None: random weights
 ) -> RunState:  # with its models on config.device
     """Make the state of a run before its first step. Writes nothing.
 
     Raises ValueError if data, properties, settings and `pretrained` don't go together."""
     data, val = (check_crystals(c.to("cpu")) for c in (data, val))
-    _check_properties(model_settings.get("properties", []), y, len(data))
+    names = model_settings.get("properties", [])
+    _check_properties(names, y, len(data))
+    if val_y is not None:
+        _check_properties(names, val_y, len(val))
+    _check_encoding(config, names, pretrained and pretrained.settings["properties"])
     model = _new_model(data, config, model_settings, y, pretrained)
+    adam = dict(lr=config.lr, encoding_lr=config.encoding_lr)
     return RunState(
         run_dir=Path(run_dir),
         config=config,
-        origin=_origin(config, model, data, val, y, pretrained),
+        origin=_origin(config, model, data, val, y, val_y, pretrained),
         prior=fit_prior(data, y),
         model=model,
         ema=copy.deepcopy(model),
-        optimizers=make_optimizers(model, config.lr, config.optimizer, config.precision),
+        optimizers=make_optimizers(
+            model, optimizer=config.optimizer, precision=config.precision, **adam
+        ),
         epochs=config.epochs,
         steps_per_epoch=math.ceil(len(data) / config.batch_size),
     )
@@ -715,7 +777,8 @@ def read_checkpoint(
 ):  # (name -> tensor, dict of `origin` and _PROGRESS); None if there is no checkpoint
     "Read the checkpoint of a run, after deleting files that a killed process left half written."
     for unfinished in run_dir.glob("*.part"):
-        unfinished.unlink()
+        if unfinished.name != "lock.part":  # which says that a process is at work in the folder
+            unfinished.unlink()
     file = run_dir / "checkpoint.safetensors"
     return load_tensors(file) if file.exists() else None
 
@@ -733,7 +796,8 @@ def resume(
             f"The checkpoint in {state.run_dir} was not written by this version of symmbfn: "
             "give another folder, or delete checkpoint.safetensors there to start anew."
         )
-    origin = progress["origin"]
+    # a setting that an earlier version didn't have was as its default is
+    origin = asdict(TrainConfig()) | progress["origin"]
     changed = [name for name, value in state.origin.items() if origin.get(name) != value]
     if changed:
         raise ValueError(
@@ -750,19 +814,51 @@ def evaluate_epoch(
     val: Crystals,  # validation set, on the model's device
     eval_fn,  # (averaged model, prior) -> dict of numbers with a 'score'; or None
     epoch: int,  # number of the epoch that was just trained
+    val_y=None,  # as for `train`, on the model's device
 ) -> dict:  # columns of the log: val_... and eval_..., each only if it is time for them
     "Validate and evaluate the averaged model, each if it is time for it. Saves the best model."
     config = state.config
     is_last = epoch == state.epochs
     row = {}
     if is_last or epoch % config.validate_every == 0:
-        losses = validate(state.ema, val, config.batch_size, config.precision)
+        losses = validate(state.ema, val, config.batch_size, config.precision, val_y)
         row |= {f"val_{name}": v for name, v in losses.items()}
+        keep_lowest(state, row, epoch)
     if eval_fn and (is_last or epoch % config.eval_every == 0):
         numbers = eval_fn(state.ema, state.prior)
         row |= {f"eval_{name}": float(v) for name, v in numbers.items()}
         keep_best(state, row, epoch)
     return row
+
+# %% ../nbs/09_train.ipynb #7a37b690
+def validation_losses(
+    state: RunState,
+) -> list:  # of float
+    "All validation losses of a run so far, in order."
+    return [row["val_loss"] for row in state.rows if "val_loss" in row]
+
+
+def keep_lowest(
+    state: RunState,  # its rows have the earlier losses
+    row: dict,  # with 'val_loss'
+    epoch: int,  # number of the epoch
+):
+    "In a run with patience, save the averaged model if its validation loss is the lowest so far."
+    loss = row["val_loss"]
+    if state.config.patience and loss < min(validation_losses(state), default=math.inf):
+        meta = state.origin | dict(epoch=epoch, val_loss=loss)
+        save_model(state.run_dir / "model.safetensors", state.ema, state.prior, meta=meta)
+
+
+def has_no_patience_left(
+    state: RunState,
+) -> bool:
+    "Whether a run with patience has had so many validations since its lowest loss."
+    losses = validation_losses(state)
+    if not (state.config.patience and losses):
+        return False
+    since_lowest = len(losses) - 1 - losses.index(min(losses))
+    return since_lowest >= state.config.patience
 
 # %% ../nbs/09_train.ipynb #925bc15b
 def keep_best(
@@ -914,16 +1010,21 @@ class Session(SessionClock):
         self.report = report
         self.is_first = is_first
         self.saver = Saver(state)
-        self.is_over = state.epochs > 0 and len(state.rows) == state.epochs
+        self.is_over = self.is_complete()
         if self.is_over and is_first:  # a kill during the last save may have left old files
             self.saver.save()
             report(state.rows[-1] | dict(left=0.0))
 
+    def is_complete(self):
+        "Whether the run, and not only the session, is over."
+        state = self.state
+        has_all_epochs = state.epochs > 0 and len(state.rows) == state.epochs
+        return has_all_epochs or has_no_patience_left(state)
+
     def end_epoch(self, row: dict):  # row of the log, without 'seconds'
         "Add an epoch to the log, decide whether the session is over, save if it is time, report."
         _add_row(self.state, row, self.seconds_before + self.seconds)
-        is_complete = len(self.state.rows) == self.state.epochs
-        self.is_over = from_first(is_complete or self.seconds > self.limit)
+        self.is_over = from_first(self.is_complete() or self.seconds > self.limit)
         if self.is_first:
             if self.is_over or "eval_score" in row or self.saver.is_due():
                 self.saver.save()
@@ -935,10 +1036,7 @@ def start_or_resume(
     data: Crystals,  # training set
     val: Crystals,  # validation set
     config: TrainConfig,
-    *,
-    model_settings: dict,  # as for `train`
-    y=None,  # (B,P) properties of data, NaN where unknown
-    pretrained=None,  # a trained Model to begin with; None: random weights
+    **options,  # model_settings, y, val_y, pretrained: as for `new_run`
 ) -> RunState:  # on config.device, with 'auto' precision resolved
     """Make a new run, or continue the one in the folder.
 
@@ -953,9 +1051,7 @@ def start_or_resume(
         origin = (checkpoint[1] or {}).get("origin", {})
         precision = origin.get("precision", precision)
     config = replace(config, precision=precision)
-    state = new_run(
-        run_dir, data, val, config, model_settings=model_settings, y=y, pretrained=pretrained
-    )
+    state = new_run(run_dir, data, val, config, **options)
     if checkpoint:
         resume(state, checkpoint)
     return state
@@ -1005,13 +1101,14 @@ def train_until_over(
     one_epoch,  # of `epoch_function`
     val: Crystals,  # validation set, on the model's device
     eval_fn,  # (averaged model, prior) -> dict of numbers with a 'score'; or None
+    val_y=None,  # as for `train`, on the model's device
 ):
     "Train, validate, save and report epoch by epoch, until the session is over."
     while not session.is_over:
         row = next_row(session.state, one_epoch)
         plan_epochs(session.state, session.seconds)
         if session.is_first:
-            row |= evaluate_epoch(session.state, val, eval_fn, row["epoch"])
+            row |= evaluate_epoch(session.state, val, eval_fn, row["epoch"], val_y)
         session.end_epoch(row)
 
 # %% ../nbs/09_train.ipynb #c32f0e04
@@ -1023,22 +1120,23 @@ def train(
     *,
     model_settings: dict = PAPER,  # PAPER or BASE of symmbfn.model, or a dict of such settings
     y=None,  # (B,P) properties of data, columns as in model_settings['properties']; NaN: unknown
+    val_y=None,  # those of val, which validation then tells the model; None: it hides them
     pretrained=None,  # Model to begin with, such as symmbfn.load().model; None: random weights
     eval_fn=None,  # (averaged model, prior) -> dict of numbers with a 'score', larger is better
     report=print_progress,  # called by rank 0 after every epoch with its row of the log and 'left'
-) -> Model:  # the averaged model, in evaluation mode
+) -> Model:  # the averaged model after the last epoch, in evaluation mode
     """Train a model, in one process or in those that `torchrun` has started.
 
     Raises ValueError for wrong settings or data, or if the run in the folder was made with others,
     and FloatingPointError if the loss is no longer a finite number."""
     with join_processes(config.device) as process:
         config = replace(config, device=process.device)
-        options = dict(model_settings=model_settings, y=y, pretrained=pretrained)
+        options = dict(model_settings=model_settings, y=y, val_y=val_y, pretrained=pretrained)
         state = start_or_resume(run_dir, data, val, config, **options)
-        data, val, y = (_on_device(v, process.device) for v in (data, val, y))
+        data, val, y, val_y = (_on_device(v, process.device) for v in (data, val, y, val_y))
         one_epoch = epoch_function(state, data, y, process)
         session = Session(state, report, is_first=process.rank == 0)
-        train_until_over(session, one_epoch, val, eval_fn)
+        train_until_over(session, one_epoch, val, eval_fn, val_y)
     return state.ema.eval()
 
 # %% ../nbs/09_train.ipynb #03a6daba
@@ -1060,7 +1158,8 @@ def run_summary(
         score=max(numbers("eval_score"), default=None),
     )
     about = load(run_dir / "model.safetensors").meta
-    chosen = about.keys() - {"settings", "epoch", "epochs", "score"}  # the rest is how far it came
+    how_far = {"settings", "epoch", "epochs", "score", "val_loss"}
+    chosen = about.keys() - how_far
     settings = {name: v for name, v in about.items() if name in chosen}
     return reached, settings | about["settings"]
 

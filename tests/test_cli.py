@@ -58,6 +58,7 @@ def test_commands():
     assert COMMANDS == [
         "encode",
         "evaluate",
+        "finetune",
         "generate",
         "info",
         "predict",
@@ -138,6 +139,16 @@ def test_vary_has_the_options_of_the_function():
         assert options[name].default == function[name].default, name
 
 
+def test_finetune_has_the_options_of_the_function():
+    from symmbfn.finetuning import finetune
+
+    function = inspect.signature(finetune).parameters
+    options = options_of("finetune")
+    assert set(options) == set(function) - {"source"}
+    for name in set(options) - {"out", "model", "val", "properties", "workers"}:
+        assert options[name].default == function[name].default, name
+
+
 def test_train_has_the_options_of_the_configuration():
     from symmbfn.train import TrainConfig
 
@@ -205,6 +216,14 @@ def test_an_option_means_the_same_everywhere():
         ("predict --composition NaCl --n 0 --out x", "n is 0"),
         ("predict --composition NaCl --rank beauty --out x", "not one of"),
         ("predict --composition NaCl --potential EMT --out x", "'EMT' is unknown"),
+        ("finetune nowhere --out x", "nowhere"),
+        ("finetune mp20", "Missing option"),
+        ("finetune mp20 --properties colour --out x", "Unknown property colour"),
+        ("finetune mp20 --properties , --out x", "properties is empty"),
+        ("finetune mp20 --lr 0 --out x", "lr is 0"),
+        ("finetune mp20 --patience 0 --out x", "patience is 0"),
+        ("finetune mp20 --epochs 0 --out x", "give max_minutes too"),
+        ("finetune mp20 --model none.safetensors --out x", "does not exist"),
         ("encode nowhere --out x.safetensors", "nowhere"),
         ("encode nowhere --out x", "ends in .safetensors"),
         ("train mp20", "Missing option"),
