@@ -206,9 +206,9 @@ What `import symmbfn` offers: {py:func}`~symmbfn.structures.encode` and
 {py:func}`~symmbfn.datasets.load_data`, {py:func}`~symmbfn.model.load` for weights,
 {py:func}`~symmbfn.generation.generate`, {py:func}`~symmbfn.evaluation.evaluate`,
 {py:func}`~symmbfn.screening.relax`, {py:func}`~symmbfn.screening.screen`,
-{py:func}`~symmbfn.finetuning.finetune`, {py:func}`~symmbfn.prediction.predict` and
-{py:func}`~symmbfn.variation.vary`. The same from the shell:
-[the command line](command_line.md). Everything else is in the modules, in the order of the
+{py:func}`~symmbfn.finetuning.finetune`, {py:func}`~symmbfn.prediction.predict`,
+{py:func}`~symmbfn.variation.vary` and {py:func}`~symmbfn.exporting.export`. The same from the
+shell: [the command line](command_line.md). Everything else is in the modules, in the order of the
 notebooks that export them.
 """
 

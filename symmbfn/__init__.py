@@ -11,6 +11,7 @@ _public = {
     "screen": "screening",
     "predict": "prediction",
     "vary": "variation",
+    "export": "exporting",
     "finetune": "finetuning",
 }
 

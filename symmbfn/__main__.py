@@ -604,6 +604,29 @@ def vary(structures, condition, keep, **options):
 
 @main.command()
 @click.argument("structures")
+@out_option(
+    "File to write: .db (ASE), .optimade.json, .chemiscope.json or .chemiscope.json.gz.",
+    required=True,
+)
+def export(structures, out):
+    """Write crystals as a file for other programs.
+
+    STRUCTURES is a folder that a command wrote, or any other source of crystals. What the folder's
+    table or the source says of each crystal goes with it. The ending of --out says the format.
+
+    \b
+    Examples:
+      symmbfn export crystals --out crystals.db
+      symmbfn export relaxed --out relaxed.optimade.json
+      symmbfn export mine.csv --out mine.chemiscope.json.gz
+    """
+    from symmbfn.exporting import export
+
+    click.echo(f"{export(structures, out)} crystals are in {out}.")
+
+
+@main.command()
+@click.argument("structures")
 @out_option("Folder for the report.", default="report")
 @click.option("--train", help="Training set: crystals that are not in it are novel.")
 @click.option("--val", help="Validation set: novelty is counted for this set, too.")

@@ -1162,6 +1162,103 @@ def _read_extxyz(path) -> Sources:
     return Sources(_row_names(names, len(frames)), frames, columns)
 
 # %% ../nbs/13_structures.ipynb #13r00010
+def _read_entry(
+    read,  # function of an entry that returns a Structure
+    entry: dict,
+):  # pymatgen Structure
+    "Read an entry of a JSON file. Raises ValueError for one that lacks something."
+    try:
+        return read(entry)
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        raise ValueError(f"its description is damaged ({e!r}): get it again") from e
+
+
+def _optimade_structure(
+    entry: dict,  # of the type structures
+):  # pymatgen Structure
+    "Read an entry of an OPTIMADE response. Raises ValueError for sites that two elements share."
+    from pymatgen.core import Structure
+
+    values = entry["attributes"]
+    symbols = {}
+    for species in values["species"]:
+        if len(species["chemical_symbols"]) != 1 or abs(species["concentration"][0] - 1) > 1e-6:
+            raise ValueError("a site has partial occupancy: choose one element for it")
+        symbols[species["name"]] = species["chemical_symbols"][0]
+    species = [symbols[name] for name in values["species_at_sites"]]
+    positions = values["cartesian_site_positions"]
+    return Structure(values["lattice_vectors"], species, positions, coords_are_cartesian=True)
+
+
+def _optimade_sources(
+    content: dict,  # of a response; its data are one entry or several
+) -> Sources:
+    "Collect the structures of an OPTIMADE response; a provider's numbers and texts are columns."
+    entries = content["data"] if isinstance(content["data"], list) else [content["data"]]
+    rows = []
+    for entry in entries:
+        values = entry.get("attributes") or {}
+        own = {k: v for k, v in values.items() if k.startswith("_")}
+        rows.append({k.split("_", 2)[-1]: v for k, v in own.items() if np.ndim(v) == 0})
+    names = [str(entry.get("id", i)) for i, entry in enumerate(entries)]
+    sources = [_attempt(_read_entry, _optimade_structure, entry) for entry in entries]
+    return Sources(names, sources, _columns_of_rows(rows))
+
+
+def _is_optimade(content) -> bool:
+    "Tell an OPTIMADE response with structures from other JSON."
+    entries = content.get("data") if isinstance(content, dict) else None
+    first = entries[0] if isinstance(entries, list) and entries else entries
+    return isinstance(first, dict) and first.get("type") == "structures"
+
+# %% ../nbs/13_structures.ipynb #7947e0cb
+def _chemiscope_structure(
+    frame: dict,
+):  # pymatgen Structure
+    "Read a structure of a chemiscope file. Raises ValueError if it has no cell."
+    from pymatgen.core import Structure
+
+    if "cell" not in frame:
+        raise ValueError("the structure has no cell: give crystals")
+    positions = np.stack([frame["x"], frame["y"], frame["z"]], 1)
+    cell = np.reshape(frame["cell"], (3, 3))
+    return Structure(cell, frame["names"], positions, coords_are_cartesian=True)
+
+
+def _chemiscope_sources(content: dict) -> Sources:
+    "Collect the structures of a chemiscope file, and its properties of whole structures."
+    frames = content["structures"]
+    columns = {
+        name: p["values"]
+        for name, p in content.get("properties", {}).items()
+        if p.get("target") == "structure" and len(p["values"]) == len(frames)
+    }
+    names = columns.pop(_find_column(columns, NAME_COLUMNS), None)
+    sources = [_attempt(_read_entry, _chemiscope_structure, frame) for frame in frames]
+    return Sources(_row_names(names, len(frames)), sources, columns)
+
+
+def _is_chemiscope(content) -> bool:
+    "Tell a chemiscope file from other JSON."
+    frames = content.get("structures") if isinstance(content, dict) else None
+    return isinstance(frames, list) and all(isinstance(f, dict) and "names" in f for f in frames)
+
+# %% ../nbs/13_structures.ipynb #9b03778a
+def _read_ase_database(path) -> Sources:
+    "Read an SQLite database of ASE. Raises ValueError if it is none."
+    from ase.db import connect
+
+    try:
+        rows = list(connect(path, type="db").select())
+    except Exception as e:  # ASE and sqlite3 raise errors of many kinds
+        raise ValueError(f"the file is no database of ASE ({e}): get it again") from e
+    values = [row.data | row.key_value_pairs for row in rows]
+    values = [{k: v for k, v in row.items() if np.ndim(v) == 0} for row in values]
+    columns = _columns_of_rows(values)
+    names = columns.pop(_find_column(columns, NAME_COLUMNS), None)
+    return Sources(_row_names(names, len(rows)), [row.toatoms() for row in rows], columns)
+
+# %% ../nbs/13_structures.ipynb #22c98e33
 def _json_sources(
     path,
     parse,  # function of the file's text that returns dicts and lists
@@ -1173,6 +1270,10 @@ def _json_sources(
         raise ValueError(f"the file is damaged ({e}): get it again") from e
     if _is_crystal(content):
         return Sources([_stem(path)], [content])
+    if _is_optimade(content):
+        return _optimade_sources(content)
+    if _is_chemiscope(content):
+        return _chemiscope_sources(content)
     return _collect(content, path, path.parent)
 
 
@@ -1203,10 +1304,12 @@ _READERS = dict(  # ending of a file -> function of the file's Path that returns
     poscar=_read_poscar,
     contcar=_read_poscar,
     safetensors=_read_dataset,
+    db=_read_ase_database,
 )
 KINDS = (  # for error messages
     "a folder or zip of CIF files, a CIF or POSCAR, a CSV, parquet or JSON file with crystals, "
-    "an extxyz file, or a data set that symmbfn encode wrote (.safetensors)"
+    "an extxyz file, a database of ASE (.db), or a data set that symmbfn encode wrote "
+    "(.safetensors)"
 )
 
 # %% ../nbs/13_structures.ipynb #cf433a17

@@ -58,6 +58,7 @@ def test_commands():
     assert COMMANDS == [
         "encode",
         "evaluate",
+        "export",
         "finetune",
         "generate",
         "info",
