@@ -179,8 +179,12 @@ def write_optimade(path: Path, names, structures, rows):  # as for `write_ase_da
 # %% ../nbs/43_exporting.ipynb #ef5236b7
 def write_chemiscope(path: Path, names, structures, rows):  # as for `write_ase_database`
     "Write a file for chemiscope. Raises ImportError if chemiscope is not installed."
-    import chemiscope
     from pymatgen.io.ase import AseAtomsAdaptor
+
+    try:
+        import chemiscope
+    except ImportError as error:
+        raise ImportError("This needs chemiscope: pip install 'symmbfn[notebooks]'.") from error
 
     complete = [key for key in rows[0] if all(key in row for row in rows)]
     columns = {key: [row[key] for row in rows] for key in complete} | dict(name=list(names))
