@@ -749,7 +749,8 @@ def evaluate(structures, device, scale, **options):
     "--encoding-lr",
     type=float,
     default=None,
-    help="Learning rate of the encoding of the properties; by default --lr.",
+    help="Learning rate of the encoding of properties that --pretrained doesn't know; by default "
+    "--lr.",
 )
 @click.option("--eval-every", type=int, default=50, help="Epochs between scores, with --eval-n.")
 @click.option(
@@ -836,7 +837,7 @@ def train(source, val, run_dir, preset, pretrained, changes, properties, eval_n,
     "--encoding-lr",
     type=float,
     default=1e-2,
-    help="Learning rate at the start of the encoding of the properties.",
+    help="Learning rate at the start of the encoding of new properties.",
 )
 @click.option(
     "--optimizer",

@@ -176,7 +176,7 @@ def describe_run(
 
 # %% ../nbs/38_finetuning.ipynb #cd455c8c
 LR = 2e-5  # Adam's at the start; Muon's is 15 times as high (09)
-ENCODING_LR = 1e-2  # of the encoding of the properties, at the start
+ENCODING_LR = 1e-2  # of the encoding of new properties, at the start
 
 
 def names_of(
@@ -300,7 +300,7 @@ def finetune(
     patience=5,  # end after so many epochs without a lower loss of the held-out structures
     batch_size=64,  # structures in a batch
     lr=LR,  # learning rate at the start; Muon's is 15 times as high
-    encoding_lr=ENCODING_LR,  # that of the encoding of the properties
+    encoding_lr=ENCODING_LR,  # that of the encoding of new properties
     optimizer="muon",  # 'adam'; 'muon': Muon for the layers' matrices, and Adam for the rest
     max_minutes=math.inf,  # stop after the epoch in which this is over; called again, it goes on
     seed=0,  # of what is held out, the batches and the noise

@@ -6,8 +6,8 @@
 __all__ = ['PRODUCTS_SHARE', 'CASTS_SHARE', 'BREAK_EVEN', 'MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'COLUMNS',
            'FREE_SETTINGS', 'epoch_seed', 'epoch_generator', 'sample_time_and_noise', 'TrainConfig', 'resolve_device',
            'bfloat16_speedup', 'resolve_precision', 'autocast', 'weighted_loss', 'orthogonalise', 'Muon', 'freeze',
-           'make_optimizers', 'set_learning_rate', 'plateau_factor', 'cosine_factor', 'update_ema', 'RunState',
-           'take_step', 'count_step', 'stratified_batches', 'drop_condition', 'mean_losses', 'train_epoch',
+           'EncodingAdam', 'make_optimizers', 'set_learning_rate', 'plateau_factor', 'cosine_factor', 'update_ema',
+           'RunState', 'take_step', 'count_step', 'stratified_batches', 'drop_condition', 'mean_losses', 'train_epoch',
            'sorted_batches', 'validate', 'begin_with', 'save_run', 'new_run', 'read_checkpoint', 'resume',
            'evaluate_epoch', 'validation_losses', 'keep_lowest', 'has_no_patience_left', 'keep_best', 'print_progress',
            'Process', 'join_processes', 'from_first', 'SessionClock', 'plan_epochs', 'Saver', 'Session',
@@ -91,7 +91,8 @@ class TrainConfig:
     # stop after so many validations without a lower loss, and keep the best model; None: don't
     patience: int | None = None
     frozen: bool = False  # whether only the encoding of the properties is trained
-    encoding_lr: float | None = None  # initial learning rate of that encoding; None: lr
+    # initial learning rate of the encoding of properties that `pretrained` doesn't know; None: lr
+    encoding_lr: float | None = None
 
     def __post_init__(self):
         _check_numbers(self)
@@ -317,26 +318,57 @@ def _sort_weights(model, optimizer, has_encoding_lr):
     return matrices, encoding, [p for p in changing if id(p) not in sorted_already]
 
 # %% ../nbs/09_train.ipynb #dfaf75a2
+class EncodingAdam(torch.optim.Adam):
+    "Adam that goes only a fraction of its steps in some weights."
+
+    fractions = ()  # a tensor for each weight, broadcast against it
+
+    def step(self):
+        "Change every weight that has a gradient."
+        weights = self.param_groups[0]["params"]
+        before = [p.detach().clone() for p in weights]
+        super().step()
+        with torch.no_grad():
+            for p, start, fraction in zip(weights, before, self.fractions, strict=True):
+                p.copy_(torch.lerp(start, p, fraction.expand_as(p)))
+
+
+def _encoding_fractions(
+    model,
+    known,  # names of the properties whose encoding has learnt already
+    fraction,  # of a step to go where it has
+):  # tensors for the weight and the bias of the encoding
+    names = model.settings["properties"]
+    columns = [fraction if name in known else 1.0 for name in names]
+    features = model.net.f_y.in_features // len(names)
+    weight = torch.tensor(columns).repeat_interleave(features)
+    bias = torch.tensor(fraction if known else 1.0)  # which all properties share
+    return [v.to(model.net.f_y.weight) for v in (weight, bias)]
+
+# %% ../nbs/09_train.ipynb #d92e3f44
 def make_optimizers(
     model: Model,  # on the device where it is trained
     lr: float,  # learning rate of Adam; Muon's is MUON_LR times as high
     optimizer: str,  # 'adam' or 'muon'
     precision="bfloat16",  # of Muon's iteration: 'float32', where products in bfloat16 are slow
     *,
-    encoding_lr=None,  # learning rate of the encoding of the properties; None: as the rest
-) -> list:  # of Adam for most weights, Muon for the layers' matrices, Adam for the encoding
+    encoding_lr=None,  # learning rate of the encoding of new properties; None: lr
+    known=(),  # names of the properties that are not new
+) -> list:  # of Adam for most weights, Muon for the layers' matrices, EncodingAdam
     "Make the optimizers that together change every weight that isn't frozen."
     on_gpu = model.k_mean.is_cuda
-    adam = partial(torch.optim.Adam, lr=lr, fused=True, capturable=on_gpu)
     matrices, encoding, rest = _sort_weights(model, optimizer, encoding_lr is not None)
-    optimizers = [adam(rest)] if rest else []
+    optimizers = []
+    if rest:
+        optimizers.append(torch.optim.Adam(rest, lr=lr, fused=True, capturable=on_gpu))
     if matrices:
         optimizers.append(Muon(matrices, lr=lr, weight_decay=MUON_DECAY))
         if precision == "float32":
             optimizers[-1].dtype = torch.float32
     if encoding:
-        optimizers.append(adam(encoding))
+        optimizers.append(EncodingAdam(encoding, lr=lr, fused=True, capturable=on_gpu))
         optimizers[-1].lr_factor = encoding_lr / lr
+        optimizers[-1].fractions = _encoding_fractions(model, known, lr / encoding_lr)
     if on_gpu:  # a recorded step reads the learning rate from the GPU's memory
         for o in optimizers:
             o.param_groups[0]["lr"] = torch.tensor(lr, device=model.k_mean.device)
@@ -739,9 +771,10 @@ def new_run(
     _check_properties(names, y, len(data))
     if val_y is not None:
         _check_properties(names, val_y, len(val))
-    _check_encoding(config, names, pretrained and pretrained.settings["properties"])
+    known = [] if pretrained is None else pretrained.settings["properties"]
+    _check_encoding(config, names, known)
     model = _new_model(data, config, model_settings, y, pretrained)
-    adam = dict(lr=config.lr, encoding_lr=config.encoding_lr)
+    rates = dict(lr=config.lr, encoding_lr=config.encoding_lr, known=known)
     return RunState(
         run_dir=Path(run_dir),
         config=config,
@@ -750,7 +783,7 @@ def new_run(
         model=model,
         ema=copy.deepcopy(model),
         optimizers=make_optimizers(
-            model, optimizer=config.optimizer, precision=config.precision, **adam
+            model, optimizer=config.optimizer, precision=config.precision, **rates
         ),
         epochs=config.epochs,
         steps_per_epoch=math.ceil(len(data) / config.batch_size),

@@ -123,6 +123,8 @@ WRONG = [  # experiment, parameters, words of the error message
     ("35_more_data", dict(measure=True, data="none"), "There is no none/mp_more"),
     ("35_more_data", dict(weights="none"), "There is no none to measure"),
     ("37_screens", dict(sample=5), "Unknown parameter sample"),
+    ("39_band_gap", dict(sample=5), "Unknown parameter sample"),
+    ("39_band_gap", dict(limit=5), "limit is 5: give 20 at least"),
     ("41_predictions", dict(sample=5), "Unknown parameter sample"),
     ("41_predictions", dict(n_test=2, n_many=3), "n_many is 3: give at most n_test"),
 ]
