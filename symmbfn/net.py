@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['N_IMAGES', 'ATOMS_WITHIN', 'COINCIDES', 'N_RBF', 'RBF_FIRST', 'RBF_LAST', 'RBF_WIDTH', 'BLUR_LEAST', 'BLUR_MOST',
-           'GEOMETRY', 'SCORE_DIM', 'FULL_EVIDENCE', 'LEAST_P', 'WAVES', 'X_FLOOR', 'K_FLOOR', 'HAS_TRITON', 'ROWS',
-           'COLS', 'WIDE', 'f_pos', 'f_fourier', 'mlp', 'likely_positions', 'Images', 'nearest_images',
-           'image_geometry', 'gather', 'silu', 'ImageMessages', 'steps_and_strains', 'SharedEvidence', 'f_property',
-           'DenseBlocks', 'dense_blocks', 'split_blocks', 'EdgeSum', 'edge_activation', 'aggregate', 'PairMessages',
-           'Layer', 'Embeddings', 'NetParts', 'Net', 'net_flop', 'EdgeIndex', 'edge_index', 'plain_edge_activation',
-           'plain_aggregate', 'EdgeActivation', 'Aggregate']
+           'GEOMETRY', 'SCORE_DIM', 'LEAST_P', 'WAVES', 'X_FLOOR', 'K_FLOOR', 'HAS_TRITON', 'ROWS', 'COLS', 'WIDE',
+           'f_pos', 'f_fourier', 'mlp', 'likely_positions', 'Images', 'nearest_images', 'image_geometry', 'gather',
+           'silu', 'ImageMessages', 'steps_and_strains', 'SharedEvidence', 'f_property', 'DenseBlocks', 'dense_blocks',
+           'split_blocks', 'EdgeSum', 'edge_activation', 'aggregate', 'PairMessages', 'Layer', 'Embeddings', 'NetParts',
+           'Net', 'net_flop', 'EdgeIndex', 'edge_index', 'plain_edge_activation', 'plain_aggregate', 'EdgeActivation',
+           'Aggregate']
 
 # %% ../nbs/07_net.ipynb #6dbd2817
 import importlib.util
@@ -279,7 +279,6 @@ def steps_and_strains(
 
 # %% ../nbs/07_net.ipynb #40083d99
 SCORE_DIM = 128  # of the vectors whose product is a score
-FULL_EVIDENCE = 6  # a site of a crystal of more sites weighs the others down to as many in all
 LEAST_P = 1e-4  # smaller probabilities of an element count as this
 
 
@@ -324,7 +323,6 @@ class SharedEvidence(nn.Module):
         received, sent = (_pad_heads(v, row, B, n) for v in (self.receiver(h), self.sender(h)))
         score = received @ sent.mT / SCORE_DIM**0.5
         score = score * (1 - torch.eye(n, device=h.device))  # a site sends nothing to itself
-        score = score * (FULL_EVIDENCE / sizes).clamp(max=1)[:, None, None, None]  # w_n
         evidence = _pad_heads(torch.cat([p, _scaled_log(p)], 1), row, B, n)  # (B,2,n,K)
         return (score @ evidence.to(score.dtype)).sum(1).flatten(0, 1)[row]
 
