@@ -613,6 +613,7 @@ def export(structures, out):
 
     STRUCTURES is a folder that a command wrote, or any other source of crystals. What the folder's
     table or the source says of each crystal goes with it. The ending of --out says the format.
+    A crystal that cannot be read is named, and nothing is written.
 
     \b
     Examples:

@@ -1,6 +1,7 @@
 "Files for other programs: what `generate` and `relax` leave is there, and comes back."
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -49,6 +50,9 @@ def test_an_entry_has_what_optimade_asks_for():
     assert values["_symmbfn_e_above_hull"] == 0.0
     spinel = optimade_entry("", Structure(Lattice.cubic(4), ["Mg", "Al", "Al"], [[0] * 3] * 3), {})
     assert spinel["attributes"]["chemical_formula_anonymous"] == "A2B"
+    oxygen = optimade_entry("", Structure(Lattice.cubic(4), ["O"] * 4, [[0] * 3] * 4), {})
+    assert oxygen["attributes"]["chemical_formula_reduced"] == "O"  # not O2
+    assert "_symmbfn_band_gap__ev" in optimade_entry("", SALT, {"Band gap, eV": 1.0})["attributes"]
 
 
 def test_bad_entries_are_named_and_the_others_read(tmp_path):
@@ -68,6 +72,14 @@ def test_bad_entries_are_named_and_the_others_read(tmp_path):
     (tmp_path / "broken.db").write_text("no database")
     with pytest.raises(ValueError, match="no database of ASE"):
         read_sources(tmp_path / "broken.db")
+
+
+def test_a_file_of_ones_own_has_no_values_and_takes_none_away(generated, tmp_path):
+    folder = shutil.copytree(generated[0], tmp_path / "more" / "crystals")
+    SALT.to(str(folder / "salt.cif"))
+    assert export(tmp_path / "more", tmp_path / "all.db") == 5
+    _, _, rows = collect_crystals(tmp_path / "all.db")
+    assert [("density" in row) for row in rows] == [True] * 4 + [False]
 
 
 def test_relaxations_that_failed_are_left_out(tmp_path):

@@ -157,7 +157,7 @@ def test_patience_ends_a_run(folder, monkeypatch):
     names = ("loss", "k", "x", "a", "S")
     monkeypatch.setattr("symmbfn.train.validate", lambda *_: dict.fromkeys(names, next(losses)))
     options = dict(model=folder / "first.safetensors", patience=2, epochs=30) | QUICK
-    with pytest.warns(UserWarning, match="expect nothing of these weights"):
+    with pytest.warns(UserWarning, match="no better than those they began with"):
         made = finetune(folder / "gaps.safetensors", "band_gap", **options)
     assert [row["val_loss"] for row in made.meta["curve"]] == [95, 93, 94, 96]
     assert (made.meta["epoch"], made.meta["val_loss"]) == (2, 93)
@@ -217,7 +217,7 @@ def test_a_bad_column_is_refused_in_one_sentence(folder, tmp_path, column, said)
 def test_too_few_and_too_large_structures_are_refused(folder, tmp_path):
     data = load_mp20()["train"]
     first = dict(model=folder / "first.safetensors", out=tmp_path / "out") | QUICK
-    with pytest.raises(ValueError, match="There are 19 structures: give 20"):
+    with pytest.raises(ValueError, match="structures to learn from: give 20"):
         finetune(data[:19], "band_gap", **first)
     trained = load(folder / "first.safetensors")
     narrow = trained._replace(prior=trained.prior._replace(max_atoms=torch.tensor(4)))
