@@ -2,10 +2,23 @@
 
 import os
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 NOTEBOOKS = "test_notebooks.py"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Rounding depends on the number of threads, which an earlier test may have changed; a process
+    that a test starts and kills has one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class NotebooksOneByOne(LoadScopeScheduling):

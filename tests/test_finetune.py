@@ -24,19 +24,12 @@ OLD = ["formation_energy_per_atom", "e_above_hull"]
 SMALL = BASE | dict(hidden=16, embed=8, layers=1, freqs=2, properties=OLD)
 QUICK = dict(batch_size=20, device="cpu", precision="float32", progress=False)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def run(*words):
     "Run a command in this process. Returns click's Result: exit_code, output, stderr."
     return CliRunner().invoke(main, [str(word) for word in words])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Rounding depends on the number of threads, and the process that is killed has one."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_training_loads_torch_numpy_and_safetensors_alone():
 
 
 PUBLIC = ["encode", "decode", "load_data", "load", "generate", "evaluate"]
-PUBLIC += ["relax", "screen", "predict", "finetune"]
+PUBLIC += ["relax", "screen", "predict", "finetune", "vary", "export"]
 
 
 @pytest.mark.parametrize("name", PUBLIC)
