@@ -291,8 +291,8 @@ SAMPLING_OPTIONS = [
         "--condition",
         type=Target(),
         multiple=True,
-        help="Property and value to aim at; once for each property. Without it: an energy above "
-        "the hull of 0. The word none: nothing.",
+        help="Property and value to aim at; once for each property. Without it: an energy below "
+        "the hull, e_above_hull=-0.05. The word none: nothing.",
     ),
     click.option(
         "--guidance", type=float, default=0.0, help="How strongly to aim at the properties."
@@ -307,7 +307,7 @@ SAMPLING_OPTIONS = [
     click.option(
         "--temperature",
         type=float,
-        default=0.8,
+        default=0.9,
         help="Scale of the sampler's noise; the lower, the likelier and the more alike the "
         "crystals.",
     ),

@@ -6,7 +6,7 @@
 __all__ = ['STORED_TYPES', 'ID_PREFIXES', 'BITS', 'N_NEIGHBOURS', 'ALLOWED_ELEMENTS_WEIGHT', 'save_tensors', 'load_tensors',
            'Dataset', 'save_dataset', 'load_dataset', 'wyckoff_positions', 'pack_crystals', 'unpack_crystals',
            'pack_dataset', 'unpack_dataset', 'load_mp20', 'EmpiricalPrior', 'primitive_sizes', 'pack_elements',
-           'unpack_elements', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior']
+           'unpack_elements', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior', 'add_judged']
 
 # %% ../nbs/06_data.ipynb #ed4ad3a7
 import json
@@ -307,6 +307,9 @@ class EmpiricalPrior(NamedTuple):
     # (M,2) int64, the elements of each of the examples: bit z - 1 - 47 i of column i stands for the
     # element z; older files lack it
     elements: Tensor = torch.zeros(0, 2, dtype=torch.int64)
+    # int64 scalar: so many examples, the first, are of the data set, and the others are judged
+    # crystals of the model's own; -1: all are data
+    n_data: Tensor = torch.tensor(-1)
 
 # %% ../nbs/06_data.ipynb #7709075a
 def primitive_sizes(
@@ -422,6 +425,22 @@ def _element_weights(
     return weights
 
 # %% ../nbs/06_data.ipynb #b0d7d298
+def _data_examples(prior: EmpiricalPrior) -> int:
+    "How many examples are of the data set; they come first."
+    return len(prior.examples) if prior.n_data < 0 else int(prior.n_data)
+
+
+def _count_examples(
+    prior: EmpiricalPrior,
+    weights: Tensor,  # (M,) float64, of each example by its elements
+) -> int:
+    "How many examples count where a property is asked for: all, or those of the data set alone."
+    n_data = _data_examples(prior)
+    judged = weights[n_data:]
+    has_enough = (judged == weights.max()).sum() >= N_NEIGHBOURS
+    return len(weights) if has_enough else n_data
+
+# %% ../nbs/06_data.ipynb #2e3779c1
 def condition_prior(
     prior: EmpiricalPrior,
     y=None,  # (P,) properties asked for, NaN where any value will do; None: nothing is asked for
@@ -434,11 +453,31 @@ def condition_prior(
     if allowed is not None and len(prior.elements):
         weights = _element_weights(prior, allowed)
     has_properties = prior.examples.shape[1] > 2
-    if has_properties and y is not None and y.isfinite().any():
+    is_asked = has_properties and y is not None and bool(y.isfinite().any())
+    counted = _count_examples(prior, weights) if is_asked else _data_examples(prior)
+    weights[counted:] = 0
+    if is_asked:
         weights = weights * _nearest_examples(prior, y, weights > 0)
-    if not weights.any() or (weights == weights[0]).all():
+    counts_alike = bool((weights[:counted] == weights[:1]).all())
+    if not weights.any() or counts_alike:
         return prior
     G, n = prior.examples[:, :2].long().T
     counts = _size_histogram(G, n, prior.sizes.shape[1], weights)
     # and one crystal more, spread like the whole data set
     return prior._replace(sizes=counts + prior.sizes / prior.sizes.sum())
+
+# %% ../nbs/06_data.ipynb #bbbbe059
+def add_judged(
+    prior: EmpiricalPrior,
+    c: Crystals,  # M' crystals that the model made
+    y: Tensor,  # (M',P) their properties, NaN where unknown
+) -> EmpiricalPrior:  # with M + M' examples
+    "Add judged crystals of the model's own to the examples."
+    if prior.n_data >= 0:
+        raise ValueError("The prior has judged crystals already: begin with the data's prior.")
+    examples = torch.cat([c.G[:, None], c.n[:, None], y], 1).to(prior.examples)
+    return prior._replace(
+        examples=torch.cat([prior.examples, examples]),
+        elements=torch.cat([prior.elements, pack_elements(c)]),
+        n_data=torch.tensor(len(prior.examples)),
+    )
