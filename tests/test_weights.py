@@ -11,6 +11,7 @@ import torch
 
 import symmbfn
 from symmbfn.data import condition_prior, load_tensors
+from symmbfn.generation import STABLE_ENERGY
 
 root = Path(__file__).parent.parent
 weights = root / "symmbfn" / "weights.safetensors"
@@ -80,8 +81,9 @@ def test_prior_counts_the_training_set():
     n_crystals = meta["data"]["crystals"]["train"]
     assert prior.sizes.shape[0] == 231
     assert prior.sizes.sum() == n_crystals
-    assert prior.examples.shape == (n_crystals, 2 + len(model.settings["properties"]))
-    G, n = prior.examples[:, :2].long().T
+    assert prior.examples.shape[1] == 2 + len(model.settings["properties"])
+    assert prior.n_data == n_crystals  # judged crystals come after those of the data
+    G, n = prior.examples[:n_crystals, :2].long().T
     one = torch.ones(n_crystals, dtype=prior.sizes.dtype)
     counted = torch.zeros_like(prior.sizes).index_put_((G, n), one, accumulate=True)
     assert counted.equal(prior.sizes)
@@ -98,6 +100,26 @@ def test_prior_of_a_property_is_that_of_the_nearest_crystals(target):
     mean_size = (sizes.sum(0) * torch.arange(sizes.shape[1])).sum() / sizes.sum()
     assert abs(mean_size - nearest[:, 1].mean()) < 0.1
     assert abs(sizes[225].sum() - (nearest[:, 0] == 225).sum()) < 3
+
+
+def test_judged_crystals_are_like_the_default_target():
+    _, prior, _ = symmbfn.load()
+    data, judged = prior.examples[: prior.n_data], prior.examples[prior.n_data :]
+    assert (data[:, 3] >= 0).all() and (judged[:, 3] < 0).sum() >= 300  # only judged ones are below
+    energy = prior.examples[:, 3]
+    nearest = prior.examples[(energy - STABLE_ENERGY).abs().nan_to_num(torch.inf).argsort()[:300]]
+    sizes = condition_prior(prior, torch.tensor([torch.nan, STABLE_ENERGY])).sizes
+    mean_size = (sizes.sum(0) * torch.arange(sizes.shape[1])).sum() / sizes.sum()
+    assert abs(mean_size - nearest[:, 1].mean()) < 0.1
+    assert mean_size < 0.8 * (data[:, 1].mean())  # what succeeds is small
+
+    lithium_oxygen = torch.zeros(94, dtype=torch.bool)
+    lithium_oxygen[[3 - 1, 8 - 1]] = True  # for two elements the known crystals count
+    few = dict(y=torch.tensor([torch.nan, STABLE_ENERGY]), allowed=lithium_oxygen)
+    of_data = prior._replace(
+        examples=data, elements=prior.elements[: prior.n_data], n_data=torch.tensor(-1)
+    )
+    assert condition_prior(prior, **few).sizes.equal(condition_prior(of_data, **few).sizes)
 
 
 def without_its_end(raw):
