@@ -29,9 +29,11 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={
+        "sevennet": lines("sevennet_requirements"),
         "notebooks": lines("notebooks_requirements"),
         "site": lines("site_requirements"),
-        "dev": lines("notebooks_requirements")
+        "dev": lines("sevennet_requirements")
+        + lines("notebooks_requirements")
         + lines("site_requirements")
         + lines("dev_requirements"),
     },

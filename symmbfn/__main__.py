@@ -232,6 +232,10 @@ def main(context):
         click.echo(context.get_help())
 
 
+prefer_option = click.option(
+    "--prefer",
+    help="Factors on the probabilities of elements, such as Na=2,K=1.5; below 1: rather not.",
+)
 # what crystals are to be
 REQUEST_OPTIONS = [
     click.option(
@@ -248,6 +252,7 @@ REQUEST_OPTIONS = [
     ),
     click.option("--require", type=CommaSeparated(), help="Elements that must occur; others may."),
     click.option("--forbid", type=CommaSeparated(), help="Elements that must not occur."),
+    prefer_option,
     click.option("--composition", help="Exactly this composition, such as LiFePO4."),
     click.option(
         "--formula-units", type=int, help="Formula units in the primitive cell, with --composition."
@@ -327,7 +332,8 @@ RELAXATION_OPTIONS = [
     click.option(
         "--potential",
         default="chgnet",
-        help="chgnet, or module:function for a function that makes a calculator of ASE.",
+        help="chgnet, sevennet (pip install 'symmbfn[sevennet]'), or module:function for a "
+        "function that makes a calculator of ASE.",
     ),
     click.option(
         "--symmetry",
@@ -444,6 +450,7 @@ def relax(structures, **options):
     Examples:
       symmbfn relax crystals --out relaxed
       symmbfn relax mine.extxyz --symmetry free --fmax 0.02 --out relaxed
+      symmbfn relax mine.csv --potential sevennet --out relaxed
       symmbfn relax mine.csv --potential mace.calculators:mace_mp --out relaxed
     """
     from symmbfn.screening import relax
@@ -577,6 +584,7 @@ def predict(**options):
 )
 @click.option("--allow", type=CommaSeparated(), help="Elements that may occur; by default all.")
 @click.option("--forbid", type=CommaSeparated(), help="Elements that must not occur.")
+@prefer_option
 @add_options(SAMPLING_OPTIONS)
 @seed_option
 @device_option("auto")

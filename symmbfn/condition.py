@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_POSITIONS', 'MAX_UNITS', 'MAX_ATOMS', 'MAX_SITES', 'extrapolate', 'guided', 'Constraints',
            'expected_over_positions', 'apply_constraints', 'constrained', 'site_capacity', 'SiteSpec', 'Request',
-           'lattice_points', 'max_sites', 'Placements', 'draw_placement', 'sample_constraints']
+           'lattice_points', 'max_sites', 'Placements', 'draw_placement', 'element_weights', 'sample_constraints']
 
 # %% ../nbs/11_condition.ipynb #11c00004
 import math
@@ -77,7 +77,9 @@ class Constraints(Batch):
 
     G: Tensor  # (B,) space groups
     b: Tensor  # (N,) crystal of each site, ascending
-    elements: Tensor  # (N,K) bool: is the element allowed on the site; column 0 is hydrogen
+    # (N,K) factor on the probability of each element on the site, column 0 is hydrogen: 0 if it is
+    # not allowed, 1 to leave it as it is, more to prefer it; a bool mask will do
+    elements: Tensor
     positions: Tensor  # (N,27) bool: is the Wyckoff position allowed; column 0 is 'a'; all: free
     k: Tensor  # (B,6) lattice, NaN where free
     x: Tensor  # (N,3) fractional coordinates, NaN where free
@@ -132,7 +134,7 @@ def apply_constraints(
 ) -> Channels:
     "Correct an estimate: replace what is known, and exclude what is not allowed."
     # clamped, so that the allowed elements never all have the probability 0
-    a = estimate.a.clamp(min=1e-30).log().masked_fill(~c.elements, -torch.inf).softmax(-1)
+    a = (estimate.a.clamp(min=1e-30).log() + c.elements.to(estimate.a).log()).softmax(-1)
     restricted = (~c.positions).any(1).nonzero()[:, 0]  # sites that may not have every position
     S = expected_over_positions(
         estimate.S[restricted], c.G[c.b][restricted], c.positions[restricted]
@@ -201,6 +203,7 @@ class Request:
     given: tuple = ()  # SiteSpecs of sites that must occur; others may join unless `closed`
     closed: bool = False  # whether there are no sites but the given ones
     k: tuple = ()  # the 6 numbers of the lattice (03); (): free
+    prefer: dict = field(default_factory=dict)  # atomic number -> factor on its probability
 
 # %% ../nbs/11_condition.ipynb #3c474b46
 @cache
@@ -643,15 +646,23 @@ def _warn_of_large_cells(request: Request, options: list, prior: EmpiricalPrior)
             )
 
 # %% ../nbs/11_condition.ipynb #11c00034
+def element_weights(
+    request: Request,
+) -> Tensor:  # (K,) factor on the probability of each element, column 0 is hydrogen
+    "Put the weights of the elements into a row: 0 for those that may not occur, 1 by default."
+    weights = torch.zeros(K)
+    for Z in request.elements:
+        weights[Z - 1] = request.prefer.get(Z, 1.0)
+    return weights
+
+
 def _allowed_elements(
     sites: list,  # N SiteSpecs
-    elements: tuple,  # atomic numbers that the request allows
-) -> Tensor:  # (N,K) bool, column 0 is hydrogen
-    "Allow each site its element, or all elements of the request if it has none."
+    request: Request,
+) -> Tensor:  # (N,K) factor on the probability of each element, column 0 is hydrogen
+    "Allow each site its element, or those of the request, with their weights, if it has none."
     Z = torch.tensor([site.element for site in sites])[:, None]
-    allowed = torch.zeros(K, dtype=torch.bool)
-    allowed[torch.tensor(elements) - 1] = True
-    return torch.where(Z > 0, torch.arange(1, K + 1) == Z, allowed)
+    return torch.where(Z > 0, torch.arange(1, K + 1) == Z, element_weights(request))
 
 
 def _allowed_positions(
@@ -684,7 +695,7 @@ def _to_constraints(
     return Constraints(
         G=G,
         b=b,
-        elements=_allowed_elements(sites, request.elements),
+        elements=_allowed_elements(sites, request),
         positions=_allowed_positions(sites, G[b]),
         k=k.repeat(len(G), 1),
         x=torch.tensor(x, dtype=torch.float64),

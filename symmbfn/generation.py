@@ -8,14 +8,14 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'KEEP', 'STABLE'
            'use_one_thread_after_fork', 'is_out_of_memory', 'sample_batches', 'sample_crystals', 'crystal_table',
            'table_row', 'write_cif_and_poscar', 'write_extxyz', 'write_table', 'write_crystals', 'listed',
            'check_standard_setting', 'parse_groups', 'groups_of_name', 'parse_elements', 'parse_element',
-           'parse_composition', 'read_amounts', 'with_elements', 'symbol_of', 'with_counts', 'parse_template',
-           'with_template', 'parse_letter', 'parse_site', 'finite_numbers', 'with_sites', 'has_coordinates',
-           'check_sites', 'check_fixed_positions', 'parse_lattice', 'parse_cell', 'with_lattice', 'parse_request',
-           'write_json', 'load_progress', 'read_request', 'describe_request', 'open_folder', 'save_progress',
-           'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names', 'parse_folder',
-           'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies', 'select_best',
-           'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job', 'plan_job',
-           'generate', 'make_eval_fn', 'sample_cached']
+           'parse_composition', 'read_amounts', 'with_elements', 'parse_prefer', 'with_preferences', 'symbol_of',
+           'with_counts', 'parse_template', 'with_template', 'parse_letter', 'parse_site', 'finite_numbers',
+           'with_sites', 'has_coordinates', 'check_sites', 'check_fixed_positions', 'parse_lattice', 'parse_cell',
+           'with_lattice', 'parse_request', 'write_json', 'load_progress', 'read_request', 'describe_request',
+           'open_folder', 'save_progress', 'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names',
+           'parse_folder', 'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies',
+           'select_best', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
+           'plan_job', 'generate', 'make_eval_fn', 'sample_cached']
 
 # %% ../nbs/18_generation.ipynb #d7ba076a
 import inspect
@@ -74,6 +74,7 @@ from .model import Trained, digest, load
 from .reconstruct import reconstruct, snap_to_wyckoff
 from .sample import METHODS, NUMBER_NOISE, CrystalNoise, sample
 from symmbfn.stability import (
+    CHGNET,
     CHGNetPotential,
     formation_energy,
     hull_energy,
@@ -582,6 +583,56 @@ def with_elements(
             )
     return replace(request, elements=allowed, required=required, formula=formula)
 
+# %% ../nbs/18_generation.ipynb #015b7477
+def parse_prefer(
+    prefer,  # 'Na=2,K=1.5', or a dict: element -> factor; None: no preferences
+) -> dict:  # atomic number -> factor
+    "Read preferences. Raises ValueError for an unknown element or a factor that isn't positive."
+    if prefer is None:
+        return {}
+    if isinstance(prefer, str):
+        prefer = [_assignment(text) for text in listed("prefer", prefer)]
+    elif hasattr(prefer, "items"):
+        prefer = prefer.items()
+    else:
+        raise ValueError(f"prefer is {prefer!r}: give a dict such as {{'Na': 2}}, or 'Na=2,K=1.5'.")
+    factors = {}
+    for element, factor in prefer:
+        Z = parse_element(element)
+        if Z in factors:
+            raise ValueError(f"prefer has {symbol_of(Z)} twice: give one factor.")
+        factors[Z] = float(real_number(f"The factor of {symbol_of(Z)}", factor))
+        if not 0 < factors[Z] < math.inf:
+            raise ValueError(f"The factor of {symbol_of(Z)} is {factor}: give a positive number.")
+    return factors
+
+
+def _assignment(text):
+    "Split 'Na=2' into the symbol and the number."
+    symbol, _, number = text.partition("=")
+    try:
+        return symbol.strip(), float(number)
+    except ValueError:
+        raise ValueError(
+            f"prefer has {text!r}: give symbols and factors as in 'Na=2,K=1.5'."
+        ) from None
+
+
+def with_preferences(
+    request: Request,
+    prefer,  # as for `parse_prefer`
+) -> Request:
+    "Add preferences to a request. Raises ValueError if they contradict it or change nothing."
+    factors = parse_prefer(prefer)
+    if excluded := [symbol_of(Z) for Z in factors if Z not in request.elements]:
+        raise ValueError(
+            f"prefer has {', '.join(excluded)}, which may not occur: decide for one of the two."
+        )
+    is_open = not request.closed or any(not site.element for site in request.given)
+    if factors and (request.formula or not is_open):
+        raise ValueError("The element of every site is given: leave prefer out.")
+    return replace(request, prefer=factors)
+
 # %% ../nbs/18_generation.ipynb #7a529e5a
 def symbol_of(
     Z: int,  # atomic number
@@ -816,6 +867,7 @@ def parse_request(
     elements=None,  # 'Li,O' or a list, or a set: each of these must occur, and no others
     require=None,  # each of these elements must occur, and others may
     forbid=None,  # none of these elements may occur
+    prefer=None,  # {'Na': 2} or 'Na=2,K=1.5': factors on the probabilities of elements
     composition=None,  # 'LiFePO4': exactly this composition
     formula_units=None,  # how many in the primitive cell; needs a composition
     n_sites=None,  # how many sites in the asymmetric unit
@@ -835,6 +887,7 @@ def parse_request(
     request = with_template(request, template, keep)
     request = with_sites(request, sites)
     check_sites(request)
+    request = with_preferences(request, prefer)
     if space_group is not None and (lattice is not None or has_coordinates(sites)):
         check_standard_setting(space_group)
     return with_lattice(request, lattice)
@@ -1052,8 +1105,13 @@ def unrelaxed_energies(
 ) -> np.ndarray:  # energies above the package's hull, eV/atom; inf for one that has none
     "Compute the energy above the hull of each crystal as it is, with CHGNet."
     potential, hull = CHGNetPotential(device), load_hull()
+    known = hull.references_of(CHGNET).keys() & hull.elements
     energies = np.full(len(structures), np.inf)
-    possible = [i for i, structure in enumerate(structures) if not beyond_limits(structure)]
+    possible = [
+        i
+        for i, structure in enumerate(structures)
+        if structure.composition.chemical_system_set <= known and not beyond_limits(structure)
+    ]
     for start in range(0, len(possible), chunk):
         index = possible[start : start + chunk]
         for i, result in zip(index, predict(potential, [structures[i] for i in index])):

@@ -680,7 +680,7 @@ def predict(
     *,
     rank="energy",  # 'energy': of the relaxed candidates; 'likelihood': the model's own
     formula_units=None,  # in the primitive cell; None: any number
-    potential="chgnet",  # chgnet, module:function for a calculator of ASE, or a Potential (16)
+    potential="chgnet",  # chgnet, sevennet, module:function for an ASE calculator, or a Potential
     steps=50,  # sampler steps
     seed=0,  # the same seed gives the same candidates
     workers=None,  # number of processes; by default one per core, at most 8; 1: none but this one

@@ -110,8 +110,8 @@ def known_elements() -> dict:  # symbol -> (eV/atom above the hull, Crystals of 
         counts = element_counts(data.crystals)  # (m,K+1)
         for i in ((counts > 0).sum(1) == 1).nonzero()[:, 0].tolist():
             symbol = symbol_of(int(counts[i].argmax()))
-            above = float(data.properties["e_above_hull"][i])
-            if symbol not in nearest or above < nearest[symbol][0]:
+            above = float(data.properties["e_above_hull"][i])  # NaN where it isn't known
+            if above < nearest.get(symbol, (math.inf,))[0]:
                 nearest[symbol] = above, data.crystals[i : i + 1]
     return nearest
 
@@ -196,7 +196,7 @@ def positive_number(
 
 # %% ../nbs/36_screening.ipynb #5c1901ab
 def plan_calculation(
-    potential="chgnet",  # chgnet, module:function, or a Potential (16)
+    potential="chgnet",  # chgnet, sevennet, module:function, or a Potential (16)
     *,
     symmetry="keep",  # 'keep': each crystal keeps its space group; 'free'
     fmax=FMAX,  # eV/Angstrom: largest force of a relaxed crystal
@@ -394,7 +394,7 @@ def name_of_contents(
 # %% ../nbs/36_screening.ipynb #60093184
 def relax(
     structures,  # a path, `Crystals`, a `Dataset`, or an iterable of structures and CIF texts
-    potential="chgnet",  # chgnet, module:function for a calculator of ASE, or a Potential (16)
+    potential="chgnet",  # chgnet, sevennet, module:function for an ASE calculator, or a Potential
     *,
     symmetry="keep",  # 'keep': each crystal keeps its space group; 'free'
     fmax=FMAX,  # eV/Angstrom: largest force of a relaxed crystal
@@ -1006,7 +1006,7 @@ def screen(
     *,
     max_energy=METASTABLE,  # eV/atom above the hull, up to which a crystal is listed
     known=(),  # sets of known crystals beside MP-20, each in a format of `load_structures` (13)
-    potential="chgnet",  # chgnet, module:function for a calculator of ASE, or a Potential (16)
+    potential="chgnet",  # chgnet, sevennet, module:function for an ASE calculator, or a Potential
     symmetry="keep",  # of relaxations, 'keep': each crystal keeps its space group; 'free'
     fmax=FMAX,  # eV/Angstrom: largest force of a relaxed crystal
     max_steps=MAX_STEPS,  # of each relaxation

@@ -127,6 +127,8 @@ WRONG = [  # experiment, parameters, words of the error message
     ("39_band_gap", dict(limit=5), "limit is 5: give 20 at least"),
     ("41_predictions", dict(sample=5), "Unknown parameter sample"),
     ("41_predictions", dict(n_test=2, n_many=3), "n_many is 3: give at most n_test"),
+    ("44_potentials", dict(sample=5), "Unknown parameter sample"),
+    ("44_potentials", dict(samples=2, relaxations=3), "relaxations is 3: give at most samples"),
     ("47_what_helps", dict(sample=5), "Unknown parameter sample"),
 ]
 

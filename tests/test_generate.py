@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from pymatgen.core import Element
 
 import symmbfn
+from symmbfn.condition import Request, apply_constraints, sample_constraints
+from symmbfn.core import Channels, K
 from symmbfn.data import load_mp20, wyckoff_positions
 from symmbfn.generation import sample_crystals
 from symmbfn.reconstruct import snap_to_wyckoff, unit_cells
@@ -36,6 +39,45 @@ def test_the_same_seed_gives_the_same_crystals_in_any_batch(trained, batch_size)
         assert getattr(whole, name).equal(getattr(other, name)), name
     assert wrapped(whole.x - other.x).abs().max() < 1e-2
     assert (whole.k - other.k).abs().max() < 1e-3
+
+
+def shares(made, symbols):
+    "Share of the sites of generated crystals that hold each of some elements."
+    Z = [Element(symbol).Z for symbol in symbols]
+    return {s: float((made.crystals.a == z).float().mean()) for s, z in zip(symbols, Z)}
+
+
+def test_weights_of_one_are_no_preference():
+    "Bit for bit the same crystals: a factor of 1 adds 0 to the logarithm of a probability."
+    options = dict(steps=6, progress=False)
+    made = symmbfn.generate(12, **options).crystals
+    same = symmbfn.generate(12, prefer=dict.fromkeys(range(1, 95), 1.0), **options).crystals
+    for name, value in vars(made).items():
+        assert torch.equal(value, getattr(same, name)), name
+
+
+def test_allowed_elements_have_the_probabilities_of_a_mask(trained):
+    "A weight of 0 or 1 does what leaving out forbidden elements does, bit for bit."
+    request = Request(elements=(3, 8, 11, 16))
+    c = sample_constraints(request, trained.prior, 10)
+    n, generator = len(c.b), torch.Generator().manual_seed(0)
+    a, S = torch.rand(n, K, generator=generator), torch.rand(n, 15, 13, generator=generator)
+    estimate = Channels(torch.zeros(10, 6), torch.zeros(n, 3), a.softmax(-1), S.softmax(-1))
+    allowed = torch.isin(torch.arange(1, K + 1), torch.tensor(request.elements))
+    masked = estimate.a.log().masked_fill(~allowed, -torch.inf).softmax(-1)
+    assert torch.equal(apply_constraints(estimate, c).a, masked)
+
+
+def test_preferred_elements_occur_more_often():
+    "The order of the factors is the order of the shares; what must not occur doesn't."
+    options = dict(steps=8, progress=False, forbid="Rb")
+    found = [
+        shares(symmbfn.generate(40, prefer=prefer, **options), ("Na", "O", "Rb"))
+        for prefer in ({"Na": 30, "O": 1 / 30}, None, "Na=0.01,O=30")
+    ]
+    assert found[0]["Na"] > found[1]["Na"] + 0.1 and found[2]["O"] > found[1]["O"] + 0.1
+    assert found[0]["O"] < found[1]["O"] and found[2]["Na"] <= found[1]["Na"]
+    assert all(share["Rb"] == 0 for share in found)
 
 
 def maps_onto_itself(frac, Z, operations):

@@ -85,6 +85,43 @@ def test_elements_in_any_container(elements):
     assert not {3, 8} & set(parse_request(forbid=elements).elements)
 
 
+def test_preferences_as_text_or_as_a_dict():
+    right = {11: 2.0, 19: 0.5}
+    for prefer in (
+        "Na=2,K=0.5",
+        "na = 2, K=5e-1",
+        {"Na": 2, "K": 0.5},
+        {Element("Na"): 2, 19: 0.5},
+    ):
+        assert parse_request(prefer=prefer).prefer == right
+    assert parse_request(prefer=pd.Series({"Na": 2, "K": 0.5})).prefer == right
+
+
+@pytest.mark.parametrize(
+    "request_, words",
+    [
+        (dict(prefer={"Na": 0}), "factor of Na is 0: give a positive number"),
+        (dict(prefer={"Na": float("inf")}), "factor of Na is inf"),
+        (dict(prefer={"Na": float("nan")}), "factor of Na is nan"),
+        (dict(prefer={"Na": "2"}), "factor of Na is '2'"),
+        (dict(prefer="Na"), "prefer has 'Na': give symbols and factors"),
+        (dict(prefer="Na=much"), "prefer has 'Na=much'"),
+        (dict(prefer="Xx=2"), "'Xx' is unknown"),
+        (dict(prefer="H=2,D=3"), "prefer has H twice"),
+        (dict(prefer=2), "prefer is 2: give"),
+        (dict(prefer=["Na"]), "prefer is .*: give"),
+        (dict(prefer=""), "prefer is empty"),
+        (dict(prefer="Na=2", forbid="Na"), "prefer has Na, which may not occur"),
+        (dict(prefer="Na=2", elements="Li,O"), "prefer has Na, which may not occur"),
+        (dict(prefer="Ti=2", composition="TiO2"), "every site is given: leave prefer out"),
+    ],
+    ids=str,
+)
+def test_preferences_that_make_no_sense(request_, words):
+    with pytest.raises(ValueError, match=words):
+        parse_request(**request_)
+
+
 @pytest.mark.parametrize(
     "space_group, right",
     [

@@ -49,6 +49,22 @@ def test_elements_are_limited(crystals):
     assert found <= {"Li", "Na", "K", "O"}
 
 
+def test_elements_are_preferred(crystals):
+    "Within what may occur; where elements are kept, nothing can be preferred."
+    structures = decode(crystals, primitive=True)
+    alkali = dict(allow="Li,Na,K,O,S", forget=1, **FEW)
+    made = {
+        element: vary(structures, 4, prefer={element: 20}, **alkali).crystals.a
+        for element in ("Na", "K")
+    }
+    sodium, potassium = (((made[e] == 11).sum(), (made[e] == 19).sum()) for e in ("Na", "K"))
+    assert sodium[0] > sodium[1] and potassium[1] > potassium[0]
+    with pytest.raises(ValueError, match="prefer has Fe, which may not occur"):
+        vary(structures, 1, prefer="Fe=2", allow="Li,O", **FEW)
+    with pytest.raises(ValueError, match="leave allow, forbid and prefer out"):
+        vary(structures, 1, prefer="Na=2", keep="elements", **FEW)
+
+
 def test_interrupted_and_started_again_it_is_the_same(crystals, tmp_path, monkeypatch):
     "Stopped after its first batch; the batches of the second call are of another size."
     structures = decode(crystals[:4], primitive=True)
