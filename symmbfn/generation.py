@@ -975,7 +975,7 @@ def save_progress(
 
 # %% ../nbs/18_generation.ipynb #18a00026
 STABLE = "stable"  # the condition that stands for this energy above the hull:
-STABLE_ENERGY = -0.05  # eV/atom; below the hull, where no crystal is known
+STABLE_ENERGY = -0.05  # eV/atom; below the hull, where hardly a crystal of the data is
 
 
 def parse_condition(
