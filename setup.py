@@ -31,8 +31,10 @@ setup(
     extras_require={
         "notebooks": lines("notebooks_requirements"),
         "site": lines("site_requirements"),
+        "dask": lines("dask_requirements"),
         "dev": lines("notebooks_requirements")
         + lines("site_requirements")
+        + lines("dask_requirements")
         + lines("dev_requirements"),
     },
     long_description=(here / "README.md").read_text(encoding="utf-8"),
