@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYMMETRIES', 'N_CANDIDATES', 'LARGE_VOLUME_CHANGE', 'SUSPICIOUS_ENERGY', 'STEPS', 'LISTED', 'RANKING',
-           'NOT_IN_TABLES', 'GENERATE', 'SAMPLER', 'known_elements', 'known_element', 'kept_elements',
+           'NOT_IN_TABLES', 'GENERATE', 'SAMPLER', 'known_elements', 'known_element', 'kept_elements', 'keep_elements',
            'element_energies', 'Calculation', 'positive_number', 'plan_calculation', 'place_on_hull', 'working_folder',
            'structure_of', 'cell_of', 'encode_relaxed', 'write_relaxed', 'describe_source', 'Relaxed', 'relax_block',
            'relax_all', 'name_of_contents', 'relax', 'ratio', 'KnownCrystals', 'find_in', 'candidates', 'nearest_known',
@@ -129,7 +129,10 @@ def kept_elements(
     potential: Potential,
 ) -> dict:  # symbol -> dict: energy, start_energy (eV/atom); {} if the potential has changed
     "Read the energies that were kept, if the potential still gives the same."
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:  # it was damaged, as by a full disk
+        return {}
     for symbol, values in kept.items():
         prediction = predict(potential, [known_element(symbol)])[0]
         changed = isinstance(prediction, str) or abs(prediction[0] - values["start_energy"]) > 1e-4
@@ -137,13 +140,29 @@ def kept_elements(
     return kept
 
 # %% ../nbs/36_screening.ipynb #867c7ff0
+def keep_elements(
+    path: Path,  # JSON file, for `kept_elements`
+    kept: dict,  # what it returns
+):
+    "Write energies to the cache. If that fails, only warn: they are there, and can be made again."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:  # other processes may do the same
+            part.write_text(json.dumps(kept))
+    except OSError as error:
+        warnings.warn(
+            f"The elements' energies can't be kept in {path} ({error.strerror or error}): set "
+            "SYMMBFN_CACHE to a folder that can be written to.",
+            stacklevel=3,
+        )
+
+# %% ../nbs/36_screening.ipynb #dc9fdd95
 def element_energies(
     potential: Potential,
     symbols,  # of the elements that are needed
 ) -> tuple:  # dict: symbol -> eV/atom; dict: symbol -> why there is no energy
     "Compute the elements' energies on the scale of a potential, or read those that were kept."
     path = cache_folder() / f"elements_{content_key(potential.name)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = kept_elements(path, potential)
     missing = [symbol for symbol in symbols if symbol not in kept]
     reasons = {s: "MP-20 has no crystal of it" for s in missing if s not in known_elements()}
@@ -154,7 +173,7 @@ def element_energies(
             continue
         energy = row["energy"] - known_elements()[todo[i]][0]
         kept[todo[i]] = dict(energy=energy, start_energy=row["start_energy"])
-        write_json(path, kept)
+        keep_elements(path, kept)
     return {s: kept[s]["energy"] for s in symbols if s in kept}, reasons
 
 # %% ../nbs/36_screening.ipynb #64980510

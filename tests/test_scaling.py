@@ -25,9 +25,10 @@ from symmbfn.scaling import Scheduler, check_versions, installed
 from symmbfn.screening import BudgetSpent, screen
 
 LONG = "SYMMBFN_LONG" in os.environ
-N_CRYSTALS, BATCH_SIZE, N_WORKERS = (20_000, 50, 4) if LONG else (160, 8, 2)
+N_CRYSTALS, BATCH_SIZE, N_WORKERS = (20_000, 50, 4) if LONG else (96, 6, 2)
 N_KILLS = 1000 if LONG else 3  # at most
 SECONDS_BETWEEN_KILLS = 4 if LONG else 0.5
+only_long = pytest.mark.skipif(not LONG, reason="takes a minute: set SYMMBFN_LONG=1")
 FCC = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,6 +111,7 @@ def test_killed_workers_lose_and_repeat_nothing(cluster, small, tmp_path):
     assert many.table.equals(one.table)
 
 
+@only_long
 def test_screen_with_workers_is_the_screen_of_one_process(cluster, tmp_path):
     question = dict(elements="Cu,Au", space_group="cubic", potential="ase.calculators.emt:EMT")
     question |= dict(n=50, max_crystals=8, block_size=8, batch_size=4, steps=5, progress=False)
@@ -140,6 +142,7 @@ def make():
 """
 
 
+@only_long
 def test_a_crystal_that_kills_its_workers_costs_one_row(cluster, tmp_path, monkeypatch):
     "Gold ends the process. From the command line, with and without workers elsewhere."
     (tmp_path / "deadly.py").write_text(DEADLY)
