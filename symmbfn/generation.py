@@ -550,7 +550,7 @@ def parse_composition(
     for element, amount in amounts.items():
         formula[parse_element(element)] += amount
     # the counts of species may be fractions that add up to a whole number, up to rounding
-    if any(abs(count - round(count)) > 1e-8 or count < 1 for count in formula.values()):
+    if any(not 1 <= count < 1e9 or abs(count - round(count)) > 1e-8 for count in formula.values()):
         raise ValueError(
             f"Composition {str(composition)!r} has counts that are not whole positive numbers: "
             "multiply it until they are."

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 import symmbfn
@@ -20,12 +21,12 @@ from symmbfn.condition import sample_constraints
 from symmbfn.data import load_mp20
 from symmbfn.generation import parse_request
 from symmbfn.lattice import CRYSTAL_SYSTEMS, constrain, k_to_lattice, lattice_to_k, lengths_angles
-from symmbfn.reconstruct import snap_to_wyckoff
 from symmbfn.structures import MAX_ATOMS, encode, load_structures, to_structure
-from symmbfn.wyckoff import wyckoff_table
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-law = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+# without looking for the smallest input that fails, which takes minutes
+quick = dict(derandomize=True, database=None, phases=[Phase.generate])
+law = settings(max_examples=40, deadline=None, **quick)
 few = settings(law, max_examples=8)
 
 numbers = st.floats(-0.6, 0.6)
@@ -57,7 +58,7 @@ def test_k_and_cells_are_the_same_and_obey_their_group(shape, size, G):
 @few
 @given(st.integers(0, 8000), st.integers(0, 2**32 - 1))
 def test_a_crystal_is_the_same_however_its_cell_is_written(number, seed):
-    "Atoms in another order, shifted as a whole, in a turned cell: group, elements, sites, volume."
+    "Atoms in another order, shifted as a whole, in a turned cell: all is the same."
     crystal = load_mp20()["val"].crystals[number : number + 1]
     structure = symmbfn.decode(crystal, primitive=True)[0]
     rng = np.random.default_rng(seed)
@@ -73,12 +74,8 @@ def test_a_crystal_is_the_same_however_its_cell_is_written(number, seed):
     assert first.G.equal(again.G)
     assert sorted(first.a.tolist()) == sorted(again.a.tolist())
     assert torch.allclose(first.k[:, 5], again.k[:, 5], atol=1e-5)
-    orbits = []
-    for crystals in (first, again):  # which of several equivalent positions depends on the origin
-        _, positions = snap_to_wyckoff(crystals)
-        sizes = wyckoff_table().multiplicity[int(crystals.G[0]), positions].tolist()
-        orbits.append(sorted(zip(crystals.a.tolist(), sizes)))
-    assert orbits[0] == orbits[1]
+    cells = [symmbfn.decode(crystals)[0] for crystals in (first, again)]
+    assert StructureMatcher(scale=False).fit(*cells)
 
 
 elements = st.lists(st.sampled_from(["Li", "Na", "Al", "Si", "O", "S", "Cl", "Ti"]), max_size=4)
@@ -161,7 +158,7 @@ def test_names_in_a_zip_lead_nowhere(tmp_path):
     "Nothing is unpacked to a file; names are only names."
     (tmp_path / "in").mkdir()
     with zipfile.ZipFile(tmp_path / "in" / "some.zip", "w") as archive:
-        for name in ("../../escaped.cif", "/absolute.cif", "..\\windows.cif", "a/../../b.cif"):
+        for name in ("../../escaped.cif", "/absolute.cif", "w\\..\\c.cif", "a/../../b.cif"):
             archive.writestr(name, CIF)
     names, sources = load_structures(tmp_path / "in" / "some.zip")
     assert sources == [CIF] * 4 and len(set(names)) == 4
