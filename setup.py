@@ -32,9 +32,11 @@ setup(
         "sevennet": lines("sevennet_requirements"),
         "notebooks": lines("notebooks_requirements"),
         "site": lines("site_requirements"),
+        "dask": lines("dask_requirements"),
         "dev": lines("sevennet_requirements")
         + lines("notebooks_requirements")
         + lines("site_requirements")
+        + lines("dask_requirements")
         + lines("dev_requirements"),
     },
     long_description=(here / "README.md").read_text(encoding="utf-8"),

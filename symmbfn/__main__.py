@@ -163,6 +163,26 @@ model_option = click.option(
 )
 
 
+def connect(context, parameter, address):
+    "Connect to the scheduler of --scheduler; until the command ends."
+    if address is None:
+        return None
+    from symmbfn.scaling import Scheduler
+
+    scheduler = Scheduler(address)
+    context.call_on_close(scheduler.close)
+    return scheduler
+
+
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    callback=connect,
+    help="Compute in the workers of a Dask scheduler, such as tcp://host:8786; needs "
+    "symmbfn[dask].",
+)
+
+
 def device_option(default):
     "Make the option --device."
     return click.option(
@@ -377,6 +397,7 @@ def request_of(
     help="Relax the crystals, too, into a folder named like --out with _relaxed at the end.",
 )
 @seed_option
+@scheduler_option
 @device_option("auto")
 @progress_option
 def generate(condition, sites, keep, relax, **options):
@@ -413,7 +434,7 @@ def relax_generated(
 
     # not inside --out, whose CIF files `symmbfn evaluate` would read together with those in there
     out = options["out"].with_name(options["out"].name + "_relaxed")
-    shared = {name: options[name] for name in ("device", "progress")}
+    shared = {name: options[name] for name in ("device", "progress", "scheduler")}
     echo_relaxed(relax(made, out=out, **shared).table, out)
 
 
@@ -436,6 +457,7 @@ def echo_relaxed(
 )
 @add_options(RELAXATION_OPTIONS)
 @workers_option
+@scheduler_option
 @device_option("auto")
 @progress_option
 def relax(structures, **options):
@@ -490,6 +512,7 @@ def relax(structures, **options):
 @add_options(RELAXATION_OPTIONS)
 @seed_option
 @workers_option
+@scheduler_option
 @device_option("auto")
 @progress_option
 def screen(condition, sites, keep, **options):
@@ -651,6 +674,7 @@ def export(structures, out):
     "--seconds", type=float, help="Seconds that one crystal took to generate, for the costs."
 )
 @workers_option
+@scheduler_option
 @device_option("auto")
 def evaluate(structures, device, scale, **options):
     """Measure STRUCTURES: validity, coverage, distances, novelty and stability.
@@ -667,12 +691,13 @@ def evaluate(structures, device, scale, **options):
       symmbfn evaluate mine.csv --train my_training_set.csv --relaxations 0
     """
     from symmbfn.evaluation import evaluate
+    from symmbfn.generation import device_of_work
     from symmbfn.stability import load_hull, on_scale
-    from symmbfn.train import resolve_device
 
     if scale:
         options["hull"] = on_scale(load_hull(options["hull"]), scale)
-    report = evaluate(structures, device=resolve_device(device), **options)
+    device = device_of_work(device, options["scheduler"])
+    report = evaluate(structures, device=device, **options)
     click.echo(str(report))
     click.echo(f"\n{options['out'] / 'structures.csv'} has a row for each crystal.")
 

@@ -6,11 +6,11 @@
 __all__ = ['KEPT_SYMPREC', 'READ', 'MEASURE', 'FINGERPRINT', 'COMPOSITION', 'SPLITS', 'N_DISTANCE_SAMPLES', 'COVERAGE_NAMES',
            'METASTABLE', 'RELAXATION_COLUMNS', 'content_key', 'StoreError', 'Store', 'read_stage', 'measure_stage',
            'measure_structure', 'fingerprint_stage', 'composition_stage', 'primitive_cell', 'relax_stage', 'Stage',
-           'relaxation', 'Job', 'compute_items', 'prepare_worker', 'in_workers', 'run_stage', 'composition_key',
-           'formula_key', 'ReferenceSet', 'reference_from_crystals', 'reference_from_sources', 'element_shares',
-           'Computer', 'mp20_test_fingerprints', 'collect_fingerprints', 'References', 'mp20_references',
-           'load_references', 'data_scale', 'distance', 'distances', 'Measurement', 'measure', 'validity',
-           'compare_to_test_set', 'measure_floor', 'energy_above_hull', 'RelaxationPlan', 'check_potential',
+           'relaxation', 'Job', 'stage_rows', 'compute_items', 'prepare_worker', 'in_workers', 'run_stage',
+           'composition_key', 'formula_key', 'ReferenceSet', 'reference_from_crystals', 'reference_from_sources',
+           'element_shares', 'Computer', 'mp20_test_fingerprints', 'collect_fingerprints', 'References',
+           'mp20_references', 'load_references', 'data_scale', 'distance', 'distances', 'Measurement', 'measure',
+           'validity', 'compare_to_test_set', 'measure_floor', 'energy_above_hull', 'RelaxationPlan', 'check_potential',
            'plan_relaxations', 'relax_crystals', 'relaxed_structure', 'find_duplicates', 'Duplicates',
            'compare_crystals', 'mark_unique_novel', 'mark_sun', 'merge_rows', 'assemble_rows', 'number_line',
            'share_line', 'table2_lines', 'novelty_lines', 'stability_lines', 'cost_lines', 'summarize', 'easy_shares',
@@ -390,32 +390,42 @@ class Job:
         return f"{self.stage.key} begun {self.parent}"
 
 # %% ../nbs/19_evaluation.ipynb #32e0001b
+def stage_rows(
+    stage: Stage,
+    items,  # list of (content key, source)
+):  # yields content key, dict (the row)
+    """Run a stage on some crystals in this process.
+
+    An error that the stage doesn't handle becomes the reason of the crystal that caused it. Raises
+    ImportError: a missing library is no crystal's fault."""
+    done = set()
+    try:
+        for i, row in stage.compute([source for _, source in items]):
+            done.add(i)
+            yield items[i][0], row
+    except ImportError:
+        raise
+    except Exception as e:
+        if len(items) == 1:
+            yield items[0][0], dict(reason=f"{type(e).__name__}: {e}", relaxed=False)
+            return
+        for i, item in enumerate(items):  # one by one, to find the crystal that caused the error
+            if i not in done:
+                yield from stage_rows(stage, [item])
+
+# %% ../nbs/19_evaluation.ipynb #d47407c6
 def compute_items(
     job: Job,
     items,  # list of (content key, source)
 ) -> int:  # how many items there were
     """Run a stage on some crystals in this process and store the results.
 
-    An error that the stage doesn't handle becomes the reason of the crystal that caused it. Raises
-    ImportError and StoreError: a missing library, or a full disk, is no crystal's fault."""
+    Raises ImportError and StoreError: a missing library, or a full disk, is no crystal's fault."""
     store = Store(job.store_path)
-    stage = job.stage
-    keys = [key for key, _ in items]
-    for key in keys:
+    for key, _ in items:
         store.put(job.begun, key, {})
-    try:
-        for i, row in stage.compute([source for _, source in items]):
-            store.put(stage.key, keys[i], row)
-    except (ImportError, StoreError):
-        raise
-    except Exception as e:
-        if len(items) == 1:
-            store.put(stage.key, keys[0], dict(reason=f"{type(e).__name__}: {e}", relaxed=False))
-        else:  # run what is not done one by one, to find the crystal that caused the error
-            done = store.keys(stage.key)
-            for item in items:
-                if item[0] not in done:
-                    compute_items(job, [item])
+    for key, row in stage_rows(job.stage, items):
+        store.put(job.stage.key, key, row)
     return len(items)
 
 # %% ../nbs/19_evaluation.ipynb #ca87da1a
@@ -463,6 +473,7 @@ def run_stage(
     sources: dict,  # content key -> source
     store: Store,
     workers=None,  # number of processes; by default one per core, at most 8; 1: none but this one
+    scheduler=None,  # a Scheduler (45), whose workers are used instead
     **look,  # options of the progress bar, such as leave and disable of tqdm
 ) -> list:  # of dict: the row of each source, in order
     "Run a stage on crystals without a stored result, and return the rows of all. Shows progress."
@@ -477,7 +488,9 @@ def run_stage(
     look = dict(desc=stage.title, unit=" crystals", disable=not todo) | look
     with tqdm(total=len(sources), **look) as bar:
         bar.update(len(sources) - len(todo))
-        if workers > 1:
+        if scheduler is not None:
+            _run_elsewhere(stage, tasks, scheduler, store, bar)
+        elif workers > 1:
             _run_in_workers(job, todo, workers, bar)
         else:
             for items in tasks:
@@ -530,6 +543,27 @@ def _try_alone(job, item, store):
         list(in_workers(job, [[item]], 1))
     except BrokenProcessPool:
         store.put(job.stage.key, item[0], dict(reason="its process died", relaxed=False))
+
+# %% ../nbs/19_evaluation.ipynb #453fac55
+def _rows_elsewhere(stage, items):
+    "Run a stage on some (content key, source) in a worker, with one thread; pairs of key and row."
+    torch.set_num_threads(1)
+    return list(stage_rows(stage, items))
+
+
+def _run_elsewhere(stage, tasks, scheduler, store, bar):
+    "Run tasks, lists of (content key, source), in the workers of a Scheduler; store the rows."
+    to_split = []
+    for number, rows in scheduler.results(partial(_rows_elsewhere, stage), tasks):
+        items = tasks[number]
+        if rows is None and len(items) > 1:
+            to_split += _tasks(items, 1)
+            continue
+        for key, row in rows or [(items[0][0], dict(reason="its process died", relaxed=False))]:
+            store.put(stage.key, key, row)
+        bar.update(len(items))
+    if to_split:
+        _run_elsewhere(stage, to_split, scheduler, store, bar)
 
 # %% ../nbs/19_evaluation.ipynb #32e00021
 @cache
@@ -641,10 +675,12 @@ class Computer:
         self,
         store: Store,
         workers=None,  # number of processes, as for `run_stage`
+        scheduler=None,  # a Scheduler (45), as for `run_stage`
         **look,  # options of the progress bars, as for `run_stage`
     ):
         self.store = store
         self.workers = workers
+        self.scheduler = scheduler
         self.look = look
         self.seconds = {}  # title of a stage -> how long it took
 
@@ -660,7 +696,8 @@ class Computer:
         with self.timed(stage.title):
             keys = [content_key(s) for s in sources]
             unique = dict(zip(keys, sources))
-            rows = run_stage(stage, unique, self.store, self.workers, **self.look)
+            where = dict(workers=self.workers, scheduler=self.scheduler)
+            rows = run_stage(stage, unique, self.store, **where, **self.look)
             rows = dict(zip(unique, rows))
         return [rows[key] for key in keys]
 
@@ -1455,6 +1492,7 @@ def evaluate(
     seconds=None,  # that one crystal took to generate; adds the cost of a stable one to the summary
     out=None,  # folder to write the report to; by default none is written
     workers=None,  # number of processes; by default one per core, at most 8; 1: none but this one
+    scheduler=None,  # a Scheduler (45), whose workers are used instead
     cache=None,  # file to keep results in; by default evaluate.sqlite in the cache folder
 ) -> Report:
     """Measure crystals as the paper does. If none of train, val and test is given, they are those
@@ -1466,7 +1504,8 @@ def evaluate(
     n_relax = count_relaxations(relaxations, len(sources))
     plan = plan_relaxations(n_relax, potential=potential, device=device, hull=hull)
     prepare_folder(out)
-    compute = Computer(Store(cache or cache_folder() / "evaluate.sqlite"), workers)
+    store = Store(cache or cache_folder() / "evaluate.sqlite")
+    compute = Computer(store, workers, scheduler)
     references = load_references(dict(train=train, val=val, test=test), compute)
     report = assemble_report(names, sources, references, plan, compute, seconds)
     write_report(report, out)

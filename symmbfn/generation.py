@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'KEEP', 'STABLE', 'STABLE_ENERGY', 'SamplerConfig', 'Start',
-           'Targets', 'is_invalid', 'sample_once', 'replace_crystals', 'once_more', 'repair', 'sample_batch',
-           'use_one_thread_after_fork', 'is_out_of_memory', 'sample_batches', 'sample_crystals', 'crystal_table',
-           'table_row', 'write_cif_and_poscar', 'write_extxyz', 'write_table', 'write_crystals', 'listed',
-           'check_standard_setting', 'parse_groups', 'groups_of_name', 'parse_elements', 'parse_element',
+           'Targets', 'is_invalid', 'only_finite', 'sample_once', 'replace_crystals', 'once_more', 'repair',
+           'sample_batch', 'use_one_thread_after_fork', 'is_out_of_memory', 'sample_batches', 'sample_crystals',
+           'crystal_table', 'table_row', 'write_cif_and_poscar', 'write_extxyz', 'write_table', 'write_crystals',
+           'listed', 'check_standard_setting', 'parse_groups', 'groups_of_name', 'parse_elements', 'parse_element',
            'parse_composition', 'read_amounts', 'with_elements', 'parse_prefer', 'with_preferences', 'symbol_of',
            'with_counts', 'parse_template', 'with_template', 'parse_letter', 'parse_site', 'finite_numbers',
            'with_sites', 'has_coordinates', 'check_sites', 'check_fixed_positions', 'parse_lattice', 'parse_cell',
-           'with_lattice', 'parse_request', 'write_json', 'load_progress', 'read_request', 'describe_request',
-           'open_folder', 'save_progress', 'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names',
-           'parse_folder', 'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies',
-           'select_best', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
-           'plan_job', 'generate', 'make_eval_fn', 'sample_cached']
+           'with_lattice', 'parse_request', 'write_json', 'load_progress', 'load_batches', 'read_request',
+           'describe_request', 'open_folder', 'save_batch', 'save_all', 'only_process', 'parse_condition',
+           'target_properties', 'warn_if_unusual', 'check_names', 'parse_folder', 'resolve_batch_size',
+           'sampler_settings', 'number_to_sample', 'unrelaxed_energies', 'select_best', 'Generated',
+           'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job', 'device_of_work',
+           'worker_model', 'worker_batch', 'sample_on_workers', 'batches_of_workers', 'plan_job', 'generate',
+           'make_eval_fn', 'sample_cached']
 
 # %% ../nbs/18_generation.ipynb #d7ba076a
 import inspect
@@ -23,18 +25,21 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 # %% ../nbs/18_generation.ipynb #90cedad3
@@ -145,6 +150,24 @@ def is_invalid(
     return invalid
 
 # %% ../nbs/18_generation.ipynb #aa8cd63a
+def only_finite(
+    net,  # net(belief, t, G, b) -> estimates
+):  # the same function, which raises FloatingPointError
+    "Let a network raise FloatingPointError if an estimate is not a finite number."
+
+    def checked(belief, t, G, b):
+        estimate = net(belief, t, G, b)
+        broken = [name for name, v in to_dict(estimate).items() if not v.isfinite().all()]
+        if broken:
+            raise FloatingPointError(
+                f"At time {float(t[0]):.3f} the network's estimate of {', '.join(broken)} is no "
+                "finite number: lower guidance and temperature, or take precision float32."
+            )
+        return estimate
+
+    return checked
+
+# %% ../nbs/18_generation.ipynb #f839b8f6
 def sample_once(
     model,  # a trained Model
     targets: Targets,  # of B crystals
@@ -160,7 +183,7 @@ def sample_once(
     net = model if targets.y is None else guided(model, targets.y.to(device), config.guidance)
     with autocast(config.precision, device):
         beliefs = sample(
-            constrained(net, constraints),
+            only_finite(constrained(net, constraints)),
             constraints.G,
             constraints.b,
             model.settings,
@@ -304,6 +327,7 @@ def sample_crystals(
     repair_rounds=REPAIR_ROUNDS,  # how often an invalid crystal is sampled again; 0: never
     start: Start | None = None,  # n partly forgotten crystals to start from; None: from nothing
     first=0,  # leave out the crystals before this one, which counts from 0
+    batches=None,  # batches(targets, config, batch_size) yields Crystals in order; None: made here
 ) -> Crystals:  # n - first crystals on the CPU, exactly symmetric
     "Sample, decode and repair crystals. Raises ValueError for settings the sampler doesn't know."
     use_one_thread_after_fork()
@@ -314,7 +338,8 @@ def sample_crystals(
     decoder = dict(min_distance=min_distance, repair_rounds=repair_rounds)
     config = SamplerConfig(guidance=guidance, seed=seed, **sampler, **decoder)
     targets = Targets(torch.arange(n), constraints, y, start)[torch.arange(first, n)]
-    return _collect(sample_batches(model, targets, config, batch_size), report)
+    batches = batches or partial(sample_batches, model)
+    return _collect(batches(targets, config, batch_size), report)
 
 # %% ../nbs/18_generation.ipynb #6b1448f9
 def crystal_table(
@@ -528,7 +553,7 @@ def parse_composition(
     for element, amount in amounts.items():
         formula[parse_element(element)] += amount
     # the counts of species may be fractions that add up to a whole number, up to rounding
-    if any(abs(count - round(count)) > 1e-8 or count < 1 for count in formula.values()):
+    if any(not 1 <= count < 1e9 or abs(count - round(count)) > 1e-8 for count in formula.values()):
         raise ValueError(
             f"Composition {str(composition)!r} has counts that are not whole positive numbers: "
             "multiply it until they are."
@@ -919,7 +944,17 @@ def load_progress(
             "same request."
         )
     file = folder / "crystals.safetensors"
-    return [load_dataset(file)[0].crystals] if file.exists() else []
+    batches = [load_dataset(file)[0].crystals] if file.exists() else []
+    return batches + load_batches(folder, sum(map(len, batches)))
+
+
+def load_batches(
+    folder: Path,
+    first: int,  # leave out batches that begin before this crystal
+) -> list:  # of Crystals, in order
+    "Read the batches that `save_batch` wrote."
+    files = sorted((folder / "batches").glob("*.safetensors"))
+    return [load_dataset(file)[0].crystals for file in files if int(file.stem) >= first]
 
 # %% ../nbs/18_generation.ipynb #59c94ee7
 def read_request(
@@ -964,14 +999,41 @@ def open_folder(
     return batches
 
 
-def save_progress(
+def save_batch(
     folder: Path,
-    batches: list,  # of Crystals: all that were sampled so far
+    first: int,  # number of the first crystal
+    crystals: Crystals,
 ):
-    "Write the crystals so far, in place of what was there."
-    crystals = concat(batches)
+    "Write the crystals of a batch, named by their numbers."
+    (folder / "batches").mkdir(exist_ok=True)
+    names = [str(first + i) for i in range(len(crystals))]
+    save_dataset(folder / "batches" / f"{first:09d}.safetensors", Dataset(crystals, names))
+
+
+def save_all(
+    folder: Path,
+    crystals: Crystals,
+):
+    "Write all crystals as one file, which takes the place of the batches."
     names = [str(i) for i in range(len(crystals))]
     save_dataset(folder / "crystals.safetensors", Dataset(crystals, names))
+    if (folder / "batches").exists():
+        shutil.rmtree(folder / "batches")
+
+# %% ../nbs/18_generation.ipynb #bf782b39
+@contextmanager
+def only_process(
+    folder: Path,
+):
+    "Hold a folder's lock. Raises ValueError if another process holds it."
+    try:
+        held = FileLock(folder / "lock.part").acquire(timeout=0)
+    except Timeout as e:
+        raise ValueError(
+            f"Another process is at work in {folder}: wait for it, or give another folder."
+        ) from e
+    with held:
+        yield
 
 # %% ../nbs/18_generation.ipynb #18a00026
 STABLE = "stable"  # the condition that stands for this energy above the hull:
@@ -1159,14 +1221,17 @@ def sample_with_progress(
     with tqdm(total=n, initial=first, unit="crystal", disable=not progress) as bar:
 
         def keep(batch):
-            batches.append(batch)
             if out is not None:
-                save_progress(out, batches)
+                save_batch(out, sum(map(len, batches)), batch)
+            batches.append(batch)
             bar.update(len(batch))
 
         if first < n:
             sampler(first=first, report=keep)
-    return concat(batches)
+    crystals = concat(batches)
+    if out is not None:
+        save_all(out, crystals)
+    return crystals
 
 # %% ../nbs/18_generation.ipynb #8fcc8e36
 def plan_crystals(
@@ -1223,10 +1288,92 @@ def run_job(
     job: Job,
     progress: bool,  # whether to show a progress bar
 ) -> Generated:
-    "Sample, choose the best, and describe them."
+    """Sample, choose the best, and describe them.
+
+    Raises ValueError if the folder is another request's or another process's."""
+    if job.out is None:
+        return _run(job, progress)
+    load_progress(job.out, job.description)  # refuses before anything is written
+    job.out.mkdir(parents=True, exist_ok=True)
+    with only_process(job.out):
+        return _run(job, progress)
+
+
+def _run(job, progress):
+    "Do what `run_job` says, whoever else may be at work."
     crystals = sample_with_progress(job.sampler, job.n_sampled, job.out, job.description, progress)
     chosen = select_best(crystals, job.n, job.device)
     return describe_crystals(chosen, job.out, job.seed, job.condition)
+
+# %% ../nbs/18_generation.ipynb #eacfbfeb
+def device_of_work(
+    device,  # as for `resolve_device`
+    scheduler,  # a Scheduler (45), or None
+) -> str:  # what `resolve_device` returns
+    "Choose where crystals are computed: 'auto' is the CPU of the workers if there is a scheduler."
+    return resolve_device("cpu" if scheduler is not None and device == "auto" else device)
+
+
+@cache  # a worker samples many batches
+def worker_model(
+    path,  # of a weights file that the worker can read; None: the weights of the package
+    weights: str,  # the `digest` that they must have
+):  # Model on the CPU
+    "Load a model in a worker. Raises ValueError if it isn't there, or is another one."
+    try:
+        model = load(path).model
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} isn't there: put the weights in a folder that all workers see."
+        ) from error
+    if digest(model.state_dict()) != weights:
+        raise ValueError(
+            f"The weights of {path or 'the package'} are others there than here: let all workers "
+            "have the same file."
+        )
+    return model
+
+
+def worker_batch(
+    path,  # this and the next as for `worker_model`
+    weights: str,
+    config: SamplerConfig,
+    targets: Targets,  # of the crystals of a batch
+) -> Crystals:
+    "Sample a batch in a worker, with one thread."
+    torch.set_num_threads(1)
+    model = worker_model(path, weights)
+    return concat(list(sample_batches(model, targets, config, len(targets.numbers))))
+
+
+def sample_on_workers(
+    scheduler,  # a Scheduler (45)
+    path,  # this and the next as for `worker_model`
+    weights: str,
+    targets: Targets,  # of all crystals
+    config: SamplerConfig,
+    batch_size: int,  # crystals sampled at once
+):  # yields Crystals
+    "Sample batches in workers; they come in order."
+    n = len(targets.numbers)
+    batches = (targets[torch.arange(i, min(i + batch_size, n))] for i in range(0, n, batch_size))
+    yield from scheduler.in_order(partial(worker_batch, path, weights, config), batches)
+
+
+def batches_of_workers(
+    scheduler,  # a Scheduler (45)
+    model,  # path of a weights file; None: the weights of the package
+    net,  # the Model that was loaded from there
+):  # batches(targets, config, batch_size) for `sample_crystals`
+    "Make the function that samples in workers. Raises ValueError if they don't have the weights."
+    if isinstance(model, Trained):
+        raise ValueError("Workers need the path of a weights file: save the model, and give that.")
+    if net.k_mean.device.type != "cpu":
+        raise ValueError("Workers of a scheduler compute on CPUs: leave device out.")
+    path = None if model is None else os.path.abspath(model)
+    weights = digest(net.state_dict())
+    scheduler.on_every_worker(partial(worker_model, path, weights))
+    return partial(sample_on_workers, scheduler, path, weights)
 
 # %% ../nbs/18_generation.ipynb #03563424
 def plan_job(
@@ -1240,12 +1387,13 @@ def plan_job(
     device,
     model,
     out,
+    scheduler=None,
 ) -> Job:
     "Check a request, and load the model. Raises ValueError if the request is impossible."
     n = whole_number("n", n)
     n_sampled = number_to_sample(n, best)
     out = parse_folder(out)
-    device = resolve_device(device)
+    device = device_of_work(device, scheduler)
     batch_size = resolve_batch_size(batch_size, device)
     settings = sampler_settings(device, **settings)
     parsed = parse_request(**request)
@@ -1256,6 +1404,8 @@ def plan_job(
     description = describe_request(n, condition, told, net, parsed)
     settings |= plan_crystals(trained, parsed, condition, n_sampled, settings["seed"])
     settings |= dict(batch_size=batch_size)
+    if scheduler is not None:
+        settings |= dict(batches=batches_of_workers(scheduler, model, net))
     sampler = partial(sample_crystals, net, trained.prior, n_sampled, **settings)
     return Job(n, n_sampled, sampler, description, out, device, settings["seed"], condition)
 
@@ -1277,6 +1427,7 @@ def generate(
     device="auto",  # 'cpu', 'cuda', or 'auto': a GPU if there is one
     model=None,  # a Trained, or the path of a weights file; None: the weights of the package
     out=None,  # folder to write to, which may hold a part of the same request; None: no files
+    scheduler=None,  # a Scheduler (45), whose workers sample; None: this process does
     progress=True,  # whether to show a progress bar
     **request,  # what the crystals must be: the parameters of `parse_request`
 ) -> Generated:
@@ -1285,7 +1436,7 @@ def generate(
     check_names(request)
     settings = dict(steps=steps, method=method, temperature=temperature, seed=seed)
     settings |= dict(precision=precision, guidance=guidance)
-    where = dict(batch_size=batch_size, device=device, model=model, out=out)
+    where = dict(batch_size=batch_size, device=device, model=model, out=out, scheduler=scheduler)
     return run_job(plan_job(n, best, condition, request, settings, **where), progress)
 
 # %% ../nbs/18_generation.ipynb #19g00001

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SYMMETRIES', 'N_CANDIDATES', 'LARGE_VOLUME_CHANGE', 'SUSPICIOUS_ENERGY', 'STEPS', 'LISTED', 'RANKING',
-           'NOT_IN_TABLES', 'GENERATE', 'SAMPLER', 'known_elements', 'known_element', 'kept_elements',
-           'element_energies', 'Calculation', 'positive_number', 'plan_calculation', 'place_on_hull', 'only_process',
-           'working_folder', 'structure_of', 'cell_of', 'encode_relaxed', 'write_relaxed', 'describe_source', 'Relaxed',
-           'relax_block', 'relax_all', 'name_of_contents', 'relax', 'ratio', 'KnownCrystals', 'find_in', 'candidates',
-           'nearest_known', 'entry_formula', 'competing_phases', 'flags_of', 'block_seed', 'Screening', 'new_rows',
-           'first_of_kind', 'relax_different', 'mark_copies', 'judge_energies', 'mark_relaxed_copies', 'describe_finds',
-           'screen_block', 'rank', 'funnel_of', 'Screened', 'write_lists', 'write_finds', 'check_generation',
-           'check_elements', 'BudgetSpent', 'Budget', 'plan_budget', 'check_limits', 'plan_sampling', 'read_blocks',
-           'found_in', 'run_blocks', 'describe_known', 'how_far', 'conclude', 'screen']
+           'NOT_IN_TABLES', 'GENERATE', 'SAMPLER', 'known_elements', 'known_element', 'kept_elements', 'keep_elements',
+           'element_energies', 'Calculation', 'positive_number', 'plan_calculation', 'place_on_hull', 'working_folder',
+           'structure_of', 'cell_of', 'encode_relaxed', 'write_relaxed', 'describe_source', 'Relaxed', 'relax_block',
+           'relax_all', 'name_of_contents', 'relax', 'ratio', 'KnownCrystals', 'find_in', 'candidates', 'nearest_known',
+           'entry_formula', 'competing_phases', 'flags_of', 'block_seed', 'Screening', 'new_rows', 'first_of_kind',
+           'relax_different', 'mark_copies', 'judge_energies', 'mark_relaxed_copies', 'describe_finds', 'screen_block',
+           'rank', 'funnel_of', 'Screened', 'write_lists', 'write_finds', 'check_generation', 'check_elements',
+           'BudgetSpent', 'Budget', 'plan_budget', 'check_limits', 'plan_sampling', 'read_blocks', 'found_in',
+           'run_blocks', 'describe_known', 'how_far', 'conclude', 'screen']
 
 # %% ../nbs/36_screening.ipynb #1874228a
 import hashlib
@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 # %% ../nbs/36_screening.ipynb #229f2692
 from .core import concat, real_number, whole_number
@@ -62,8 +61,10 @@ from symmbfn.evaluation import (
 from symmbfn.generation import (
     Generated,
     check_names,
+    device_of_work,
     generate,
     load_progress,
+    only_process,
     open_folder,
     parse_folder,
     parse_request,
@@ -128,7 +129,10 @@ def kept_elements(
     potential: Potential,
 ) -> dict:  # symbol -> dict: energy, start_energy (eV/atom); {} if the potential has changed
     "Read the energies that were kept, if the potential still gives the same."
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:  # it was damaged, as by a full disk
+        return {}
     for symbol, values in kept.items():
         prediction = predict(potential, [known_element(symbol)])[0]
         changed = isinstance(prediction, str) or abs(prediction[0] - values["start_energy"]) > 1e-4
@@ -136,13 +140,29 @@ def kept_elements(
     return kept
 
 # %% ../nbs/36_screening.ipynb #867c7ff0
+def keep_elements(
+    path: Path,  # JSON file, for `kept_elements`
+    kept: dict,  # what it returns
+):
+    "Write energies to the cache. If that fails, only warn: they are there, and can be made again."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:  # other processes may do the same
+            part.write_text(json.dumps(kept))
+    except OSError as error:
+        warnings.warn(
+            f"The elements' energies can't be kept in {path} ({error.strerror or error}): set "
+            "SYMMBFN_CACHE to a folder that can be written to.",
+            stacklevel=3,
+        )
+
+# %% ../nbs/36_screening.ipynb #3f3eaf47
 def element_energies(
     potential: Potential,
     symbols,  # of the elements that are needed
 ) -> tuple:  # dict: symbol -> eV/atom; dict: symbol -> why there is no energy
     "Compute the elements' energies on the scale of a potential, or read those that were kept."
     path = cache_folder() / f"elements_{content_key(potential.name)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = kept_elements(path, potential)
     missing = [symbol for symbol in symbols if symbol not in kept]
     reasons = {s: "MP-20 has no crystal of it" for s in missing if s not in known_elements()}
@@ -153,7 +173,7 @@ def element_energies(
             continue
         energy = row["energy"] - known_elements()[todo[i]][0]
         kept[todo[i]] = dict(energy=energy, start_energy=row["start_energy"])
-        write_json(path, kept)
+        keep_elements(path, kept)
     return {s: kept[s]["energy"] for s in symbols if s in kept}, reasons
 
 # %% ../nbs/36_screening.ipynb #64980510
@@ -236,21 +256,6 @@ def place_on_hull(
         energy_above_hull(dict(formula=formula), row, hull, name)
         for formula, row in zip(formulas, relaxations)
     ]
-
-# %% ../nbs/36_screening.ipynb #53761496
-@contextmanager
-def only_process(
-    folder: Path,
-):
-    "Hold a folder's lock. Raises ValueError if another process holds it."
-    try:
-        held = FileLock(folder / "lock.part").acquire(timeout=0)
-    except Timeout as e:
-        raise ValueError(
-            f"Another process is at work in {folder}: wait for it, or give another folder."
-        ) from e
-    with held:
-        yield
 
 # %% ../nbs/36_screening.ipynb #892d558b
 @contextmanager
@@ -373,6 +378,8 @@ def relax_all(
     from tqdm import tqdm
 
     workers = compute.workers or min(os.cpu_count(), 8)
+    if compute.scheduler is not None:
+        workers = compute.scheduler.n_workers
     size = 2 * workers * calculation.stage.batch_size
     structures = []
     with tqdm(total=len(sources), desc="relax", unit=" crystals", disable=not progress) as bar:
@@ -402,6 +409,7 @@ def relax(
     hull=None,  # a Hull, or the path of a table; by default the package's
     scale=None,  # scale of energies above the hull, as for `on_scale` (16)
     workers=None,  # number of processes; by default one per core, at most 8; 1: none but this one
+    scheduler=None,  # a Scheduler (45), whose workers are used instead
     device="auto",  # of CHGNet: cpu, cuda, or auto: a GPU if there is one
     out=None,  # folder to write to, which may hold a part of the same relaxations; None: no files
     progress=True,  # whether to show a progress bar
@@ -412,10 +420,12 @@ def relax(
     workers = check_workers(workers)
     names, sources = load_structures(structures)
     settings = dict(symmetry=symmetry, fmax=fmax, max_steps=max_steps, hull=hull, scale=scale)
+    device = device_of_work(device, scheduler)
     calculation = plan_calculation(potential, device=device, **settings)
     description = dict(structures=name_of_contents(sources), **calculation.describe())
     with working_folder(out, description) as folder:
-        compute = Computer(Store(folder / "relaxations.sqlite"), workers, disable=True)
+        store = Store(folder / "relaxations.sqlite")
+        compute = Computer(store, workers, scheduler, disable=True)
         rows = [describe_source(*crystal) for crystal in zip(range(len(names)), names, sources)]
         relaxed = relax_all(rows, sources, calculation, compute, folder, progress)
         if out is not None:
@@ -905,16 +915,18 @@ def plan_sampling(
     calculation: Calculation,
     block_size,  # crystals generated at a time
     model,  # a Trained, or the path of a weights file; None: the weights of the package
-    device,  # cpu, cuda or auto
+    device,  # what `device_of_work` returns
     generation: dict,  # further parameters of `generate`
+    scheduler=None,  # a Scheduler (45); None: this process samples
 ) -> tuple:  # sample(seed=...) -> Generated; dict that describes what it depends on
     "Make the function that samples a block. Raises ValueError if the request is impossible."
     block_size = whole_number("block_size", block_size)
     trained = model if isinstance(model, Trained) else load(model)
-    device = resolve_device(device)
     request, description = check_generation(trained, block_size, device, generation)
     check_elements([symbol_of(Z) for Z in request.formula or request.required], calculation)
     options = dict(model=trained, device=device, progress=False)
+    if scheduler is not None:
+        options |= dict(model=model, scheduler=scheduler)
     return partial(generate, block_size, **options, **generation), description
 
 # %% ../nbs/36_screening.ipynb #7ae2814d
@@ -1017,6 +1029,7 @@ def screen(
     block_size=64,  # crystals generated at a time
     seed=0,  # the same seed gives the same crystals
     workers=None,  # number of processes; by default one per core, at most 8; 1: none but this one
+    scheduler=None,  # a Scheduler (45), whose workers are used instead
     device="auto",  # 'cpu', 'cuda', or 'auto': a GPU if there is one
     model=None,  # a Trained, or the path of a weights file; None: the weights of the package
     out=None,  # folder to write to, which may hold a part of the same screen; None: no files
@@ -1030,12 +1043,14 @@ def screen(
     limits = check_limits(max_energy, seed)
     workers = check_workers(workers)
     settings = dict(symmetry=symmetry, fmax=fmax, max_steps=max_steps, hull=hull, scale=scale)
+    device = device_of_work(device, scheduler)
     calculation = plan_calculation(potential, device=device, **settings)
-    sample, description = plan_sampling(calculation, block_size, model, device, generation)
+    how = (calculation, block_size, model, device, generation)
+    sample, description = plan_sampling(*how, scheduler)
     description |= limits | calculation.describe() | dict(known=describe_known(known))
     with working_folder(out, description) as folder:
         store = Store(folder / "relaxations.sqlite")
-        compute = Computer(store, workers, leave=False, disable=not progress)
+        compute = Computer(store, workers, scheduler, leave=False, disable=not progress)
         sets = KnownCrystals(known, compute)
         screening = Screening(sample, calculation, sets, compute, **limits)
         blocks, minutes = run_blocks(screening, folder, budget, progress)

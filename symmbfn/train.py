@@ -7,13 +7,14 @@ __all__ = ['PRODUCTS_SHARE', 'CASTS_SHARE', 'BREAK_EVEN', 'MUON_LR', 'MUON_DECAY
            'FREE_SETTINGS', 'epoch_seed', 'epoch_generator', 'sample_time_and_noise', 'TrainConfig', 'resolve_device',
            'bfloat16_speedup', 'resolve_precision', 'autocast', 'weighted_loss', 'orthogonalise', 'Muon', 'freeze',
            'EncodingAdam', 'make_optimizers', 'set_learning_rate', 'plateau_factor', 'cosine_factor', 'update_ema',
-           'RunState', 'take_step', 'count_step', 'stratified_batches', 'drop_condition', 'mean_losses', 'train_epoch',
-           'sorted_batches', 'validate', 'begin_with', 'save_run', 'new_run', 'read_checkpoint', 'resume',
-           'evaluate_epoch', 'validation_losses', 'keep_lowest', 'has_no_patience_left', 'keep_best', 'print_progress',
-           'Process', 'join_processes', 'from_first', 'SessionClock', 'plan_epochs', 'Saver', 'Session',
-           'start_or_resume', 'epoch_function', 'next_row', 'train_until_over', 'train', 'run_summary', 'compare_runs',
-           'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch',
-           'PaddedBatches', 'undo_steps', 'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
+           'RunState', 'compute_gradient', 'take_step', 'count_step', 'stratified_batches', 'drop_condition',
+           'mean_losses', 'train_epoch', 'stop_unless_finite', 'sorted_batches', 'validate', 'begin_with', 'save_run',
+           'new_run', 'read_checkpoint', 'resume', 'evaluate_epoch', 'validation_losses', 'keep_lowest',
+           'has_no_patience_left', 'keep_best', 'print_progress', 'Process', 'join_processes', 'from_first',
+           'SessionClock', 'plan_epochs', 'Saver', 'Session', 'start_or_resume', 'epoch_function', 'next_row',
+           'train_until_over', 'only_run', 'refuse_if_taken', 'train', 'run_summary', 'compare_runs', 'shard_limits',
+           'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes', 'pad_batch', 'PaddedBatches', 'undo_steps',
+           'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -457,14 +458,22 @@ class RunState:
         return self.config.lr * cosine_factor(self.step / (self.epochs * self.steps_per_epoch))
 
 # %% ../nbs/09_train.ipynb #ad563011
+def compute_gradient(
+    state: RunState,
+    loss: Tensor,  # scalar
+) -> Tensor:  # scalar: the gradient's length before it was scaled down
+    "Compute the gradient of a loss, and scale it down if it is too long."
+    state.model.zero_grad()
+    loss.backward()
+    return nn.utils.clip_grad_norm_(state.model.parameters(), state.config.max_grad_norm)
+
+
 def take_step(
     state: RunState,
     loss: Tensor,  # scalar
 ):
     "Change the weights once, along the gradient of a loss. A GPU records this part of a step."
-    state.model.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(state.model.parameters(), state.config.max_grad_norm)
+    compute_gradient(state, loss)
     for optimizer in state.optimizers:
         optimizer.step()
 
@@ -538,10 +547,46 @@ def train_epoch(
         condition = None if y is None else drop_condition(y[index], generator)
         loss, losses = weighted_loss(state.model, config.precision, (c, t, noise, condition))
         set_learning_rate(state.optimizers, state.learning_rate)
-        take_step(state, loss)
+        length = compute_gradient(state, loss)
+        stop_unless_finite(state, losses, length, (c, t, noise, condition))
+        for optimizer in state.optimizers:
+            optimizer.step()
         count_step(state)
         sums += len(c) * losses
     return mean_losses(state.model, sums / len(data))
+
+# %% ../nbs/09_train.ipynb #ccb103a6
+def stop_unless_finite(
+    state: RunState,
+    losses: Tensor,  # (4,) losses in the order of CHANNELS
+    length: Tensor,  # scalar: of the gradient
+    batch: tuple,  # as for `weighted_loss`: crystals, times, noise, properties or None
+):
+    "Raise FloatingPointError, and save the batch, unless loss and gradient are finite numbers."
+    values = dict(zip((f"the loss of {channel.name}" for channel in CHANNELS), losses))
+    values["the gradient"] = length
+    broken = [name for name, value in values.items() if not value.isfinite()]
+    if not broken:
+        return
+    step = state.step + 1
+    where = ""
+    if state.run_dir is not None:
+        path = state.run_dir / "not_finite.safetensors"
+        save_tensors(path, _batch_and_weights(state.model, batch), dict(step=step, broken=broken))
+        where = f" Its batch is in {path}."
+    raise FloatingPointError(
+        f"In step {step}, {' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} no finite "
+        f"number: lower lr, or look at the data.{where}"
+    )
+
+
+def _batch_and_weights(model, batch):
+    "The tensors of a batch, and the weights with which its loss was computed."
+    c, t, noise, y = batch
+    tensors = {f"crystals.{name}": v for name, v in to_dict(c).items()} | {"t": t}
+    tensors |= {f"noise.{name}": v for name, v in to_dict(noise).items()}
+    tensors |= {} if y is None else {"y": y}
+    return tensors | {f"model.{name}": v for name, v in model.state_dict().items()}
 
 # %% ../nbs/09_train.ipynb #6afa8db1
 def sorted_batches(
@@ -1145,6 +1190,38 @@ def train_until_over(
         session.end_epoch(row)
 
 # %% ../nbs/09_train.ipynb #c32f0e04
+@contextmanager
+def only_run(
+    run_dir: Path,  # folder of the run, made if it isn't there
+    process: Process,  # the first one holds the lock for all of a run
+):
+    "Hold the lock of a run's folder. Raises ValueError if another training holds it."
+    import fcntl  # which Windows lacks
+
+    if process.rank > 0:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / "train.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another process trains in {run_dir}: wait for it, or give another folder."
+            ) from error
+        yield
+
+
+def refuse_if_taken(
+    run_dir: Path,  # folder of the run; it need not exist
+    process: Process,
+):
+    "Raise ValueError if another training is at work in a folder."
+    if (run_dir / "train.lock").exists():
+        with only_run(run_dir, process):
+            pass
+
+# %% ../nbs/09_train.ipynb #a91c1bc5
 def train(
     run_dir,  # folder of the run; a run that is already there continues
     data: Crystals,  # training set
@@ -1165,11 +1242,13 @@ def train(
     with join_processes(config.device) as process:
         config = replace(config, device=process.device)
         options = dict(model_settings=model_settings, y=y, val_y=val_y, pretrained=pretrained)
+        refuse_if_taken(Path(run_dir), process)
         state = start_or_resume(run_dir, data, val, config, **options)
         data, val, y, val_y = (_on_device(v, process.device) for v in (data, val, y, val_y))
         one_epoch = epoch_function(state, data, y, process)
-        session = Session(state, report, is_first=process.rank == 0)
-        train_until_over(session, one_epoch, val, eval_fn, val_y)
+        with only_run(Path(run_dir), process):
+            session = Session(state, report, is_first=process.rank == 0)
+            train_until_over(session, one_epoch, val, eval_fn, val_y)
     return state.ema.eval()
 
 # %% ../nbs/09_train.ipynb #03a6daba

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP', 'parse_keep', 'keep_parts', 'repeat_crystals', 'warn_if_large', 'parse_forget', 'weigh_elements',
-           'parse_sampling', 'Variation', 'plan_variations', 'run_alone', 'compare_with_origins', 'vary']
+           'parse_sampling', 'Variation', 'plan_variations', 'compare_with_origins', 'vary']
 
 # %% ../nbs/42_variation.ipynb #06b55dd8
 import warnings
@@ -25,7 +25,6 @@ from symmbfn.generation import (
     Job,
     Start,
     listed,
-    load_progress,
     parse_condition,
     parse_elements,
     parse_folder,
@@ -42,7 +41,7 @@ from symmbfn.generation import (
 # %% ../nbs/42_variation.ipynb #f29e4cdc
 from .model import Trained, digest, load
 from .reconstruct import snap_to_wyckoff
-from .screening import GENERATE, SAMPLER, only_process
+from .screening import GENERATE, SAMPLER
 from .structures import decode, encode, load_structures
 from .train import resolve_device
 from .wyckoff import wyckoff_table
@@ -189,19 +188,6 @@ def plan_variations(
     description |= dict(origins=digest(to_dict(origins)), weights=digest(net.state_dict()))
     return Job(n, n, sampler, description, out, device, settings["seed"], asked.condition)
 
-# %% ../nbs/42_variation.ipynb #2f83c173
-def run_alone(
-    job: Job,
-    progress: bool,  # whether to show a progress bar
-) -> Generated:
-    "Run a job. Raises ValueError if its folder is another request's or another process's."
-    if job.out is None:
-        return run_job(job, progress)
-    load_progress(job.out, job.description)  # refuses before anything is written
-    job.out.mkdir(parents=True, exist_ok=True)
-    with only_process(job.out):
-        return run_job(job, progress)
-
 # %% ../nbs/42_variation.ipynb #19f04672
 def compare_with_origins(
     made: Generated,
@@ -252,5 +238,5 @@ def vary(
     warn_if_large(origins, trained.prior.max_atoms)
     asked = Variation(forget, keep, weights, condition)
     where = dict(batch_size=resolve_batch_size(batch_size, device), device=device, out=out)
-    made = run_alone(plan_variations(origins, asked, settings, trained, **where), progress)
+    made = run_job(plan_variations(origins, asked, settings, trained, **where), progress)
     return compare_with_origins(made, origins, [name for name in names for _ in range(n)], out)
