@@ -70,7 +70,7 @@ def test_allowed_elements_have_the_probabilities_of_a_mask(trained):
 
 def test_preferred_elements_occur_more_often():
     "The order of the factors is the order of the shares; what must not occur doesn't."
-    options = dict(steps=8, progress=False, forbid="Rb")
+    options = dict(steps=8, progress=False, forbid="Rb", condition=None)
     found = [
         shares(symmbfn.generate(40, prefer=prefer, **options), ("Na", "O", "Rb"))
         for prefer in ({"Na": 30, "O": 1 / 30}, None, "Na=0.01,O=30")
