@@ -1196,9 +1196,11 @@ def only_run(
     process: Process,  # the first one holds the lock for all of a run
 ):
     "Hold the lock of a run's folder. Raises ValueError if another training holds it."
-    import fcntl  # which Windows lacks
-
-    if process.rank > 0:
+    try:
+        import fcntl
+    except ImportError:  # on Windows there are no such locks, and no run is refused
+        fcntl = None
+    if fcntl is None or process.rank > 0:
         yield
         return
     run_dir.mkdir(parents=True, exist_ok=True)
