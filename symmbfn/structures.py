@@ -1135,13 +1135,20 @@ def _csv_columns(path) -> dict:  # column -> list of str, None where a field is 
     # strict, so that a file which ends within quotes, since it was cut, is refused
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        # a blank after a comma is no part of a name
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         rows = list(reader)
     except csv.Error as e:
         raise ValueError(f"the file is damaged ({e}): get it again") from e
     was_cut = rows and None in rows[-1].values() and not text.endswith("\n")
     if was_cut or any(None in row for row in rows):  # DictReader puts what is too much under None
         raise ValueError("the file is damaged (a row has not as many fields as the header has)")
-    return {name: [row[name] or None for row in rows] for name in reader.fieldnames or ()}
+    names = reader.fieldnames
+    if repeated := [name for name in names if name and names.count(name) > 1]:
+        raise ValueError(
+            f"the header has {repeated[0]!r} more than once: rename one of the columns"
+        )
+    return {name: [row[name] or None for row in rows] for name in names}
 
 
 def _parquet_columns(path) -> dict:  # column -> list of values, None where a field is empty

@@ -95,6 +95,7 @@ TABLE = pd.DataFrame(dict(id=["a", "b"], cif=[SALT_CIF, MAGNESIA_CIF])).to_csv(i
 DAMAGED = {  # name of a file -> its content, and words of the refusal
     "cut.csv": (TABLE[:-200].encode(), "damaged"),
     "row.csv": (b"id,cif\na,b,c\n", "as many fields"),
+    "twice.csv": (b"id,cif,id\na,b,c\n", "'id' more than once"),
     "cut.csv.gz": (gzip.compress(TABLE.encode())[:200], "damaged"),
     "cut.zip": (b"PK\3\4 and nothing else", "damaged"),
     "cut.json": (json.dumps(SALT.as_dict())[:-50].encode(), "damaged"),
@@ -124,6 +125,13 @@ def test_marks_encodings_and_ends_of_lines_do_not_matter(tmp_path, encoding, end
     _, (source,) = load_structures(tmp_path / "a.cif")
     assert source == "# Müller\n" + SALT_CIF
     assert encode(tmp_path / "a.cif").G.tolist() == [225]
+
+
+def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path):
+    (tmp_path / "a.csv").write_text('id, cif , band_gap\nsalt,"' + SALT_CIF + '",8.5\n')
+    read = read_sources(tmp_path / "a.csv")
+    assert read.names == ["salt"] and formulas(read.sources) == ["NaCl"]
+    assert read.columns == {"band_gap": ["8.5"]}
 
 
 def test_a_pointer_in_a_folder_is_its_crystals_reason(tmp_path):
