@@ -6,7 +6,8 @@
 __all__ = ['STORED_TYPES', 'ID_PREFIXES', 'BITS', 'N_NEIGHBOURS', 'ALLOWED_ELEMENTS_WEIGHT', 'save_tensors', 'load_tensors',
            'Dataset', 'save_dataset', 'load_dataset', 'wyckoff_positions', 'pack_crystals', 'unpack_crystals',
            'pack_dataset', 'unpack_dataset', 'load_mp20', 'EmpiricalPrior', 'primitive_sizes', 'pack_elements',
-           'unpack_elements', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior', 'add_judged']
+           'unpack_elements', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior', 'without_judged',
+           'add_judged']
 
 # %% ../nbs/06_data.ipynb #ed4ad3a7
 import json
@@ -467,6 +468,15 @@ def condition_prior(
     return prior._replace(sizes=counts + prior.sizes / prior.sizes.sum())
 
 # %% ../nbs/06_data.ipynb #bbbbe059
+def without_judged(prior: EmpiricalPrior) -> EmpiricalPrior:
+    "The same prior with the examples of the data alone."
+    if prior.n_data < 0:
+        return prior
+    n = int(prior.n_data)
+    of_data = dict(examples=prior.examples[:n], elements=prior.elements[:n])
+    return prior._replace(**of_data, n_data=torch.tensor(-1))
+
+
 def add_judged(
     prior: EmpiricalPrior,
     c: Crystals,  # M' crystals that the model made
@@ -474,7 +484,9 @@ def add_judged(
 ) -> EmpiricalPrior:  # with M + M' examples
     "Add judged crystals of the model's own to the examples."
     if prior.n_data >= 0:
-        raise ValueError("The prior has judged crystals already: begin with the data's prior.")
+        raise ValueError(
+            "The prior has judged crystals already: leave them out first, by without_judged."
+        )
     examples = torch.cat([c.G[:, None], c.n[:, None], y], 1).to(prior.examples)
     return prior._replace(
         examples=torch.cat([prior.examples, examples]),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_STRUCTURES', 'MIN_VALUES', 'MIN_SHARE', 'LARGEST_VALUE', 'LEAST_SPREAD', 'LR', 'ENCODING_LR', 'read_parts',
-           'hold_out', 'told_properties', 'check_property', 'check_structures', 'check_held_out', 'check_number',
-           'Plan', 'describe_run', 'names_of', 'check_frozen', 'plan_finetuning', 'loss_before', 'describe_plan',
+           'hold_out', 'told_properties', 'check_property', 'leave_out_large', 'check_held_out', 'check_number', 'Plan',
+           'describe_run', 'names_of', 'check_frozen', 'plan_finetuning', 'loss_before', 'describe_plan',
            'describe_tuned', 'run_plan', 'finetune', 'warn_if_no_better']
 
 # %% ../nbs/38_finetuning.ipynb #f845234e
@@ -37,7 +37,7 @@ from symmbfn.train import (
 # %% ../nbs/38_finetuning.ipynb #b287b86a
 def read_parts(
     source,  # 'mp20', whatever `encode_source` reads (14), or splits named train and val
-    val=None,  # crystals to hold out, in any of these forms; None: what the source has
+    val=None,  # crystals to hold out: 'mp20', its validation set; as above; None: the source's
     workers=None,  # processes that encode
 ) -> tuple:  # Dataset; Dataset to hold out, or None
     "Read crystals to train on and, if there are any, crystals to hold out."
@@ -47,7 +47,9 @@ def read_parts(
     else:
         splits = find_splits(source) or dict(train=source)
         splits = {name: encode_source(part, workers=workers) for name, part in splits.items()}
-    if val is not None:
+    if isinstance(val, str) and val == "mp20":
+        splits["val"] = load_mp20()["val"]
+    elif val is not None:
         splits["val"] = encode_source(val, workers=workers)
     return splits["train"], splits.get("val")
 
@@ -109,21 +111,27 @@ def check_property(
         )
 
 # %% ../nbs/38_finetuning.ipynb #508e2285
-def check_structures(
+def leave_out_large(
     data: Dataset,
     max_atoms: int,  # in the primitive cell
-):
-    "Raise a ValueError if a structure is larger than the weights know."
-    crystals = data.crystals
-    atoms = primitive_sizes(crystals, wyckoff_positions(crystals))
+) -> Dataset:
+    """Leave out structures that are larger than the weights know, and warn of them.
+
+    Raises ValueError if all are."""
+    atoms = primitive_sizes(data.crystals, wyckoff_positions(data.crystals))
     too_large = (atoms > max_atoms).nonzero()[:, 0].tolist()
-    if too_large:
-        first = too_large[0]
-        raise ValueError(
-            f"{len(too_large)} of {len(data)} structures have more atoms in the primitive cell "
-            f"than {max_atoms}, the most that the weights know; the first is {data.ids[first]} "
-            f"with {int(atoms[first])}: leave them out, or train a model of your own."
-        )
+    if not too_large:
+        return data
+    first = too_large[0]
+    found = (
+        f"{len(too_large)} of {len(data)} structures have more atoms in the primitive cell "
+        f"than {max_atoms}, the most that the weights know; the first is {data.ids[first]} "
+        f"with {int(atoms[first])}"
+    )
+    if len(too_large) == len(data):
+        raise ValueError(f"{found}: give smaller ones, or train a model of your own.")
+    warnings.warn(f"{found}. They are left out.", stacklevel=2)
+    return data[atoms <= max_atoms]
 
 
 def check_held_out(
@@ -223,14 +231,16 @@ def plan_finetuning(
     trained = model if isinstance(model, Trained) else load(model)
     known = trained.model.settings["properties"]
     data, held_out = read_parts(source, val, workers)
+    max_atoms = int(trained.prior.max_atoms)
+    data = leave_out_large(data, max_atoms)
     check_number(len(data))
     for name in names:
         check_property(data, name)
     if held_out is None:
         data, held_out = hold_out(data, names, config.seed)
+    else:
+        held_out = leave_out_large(held_out, max_atoms)
     check_held_out(held_out, names)
-    for part in (data, held_out):
-        check_structures(part, int(trained.prior.max_atoms))
     everything = [*known, *(name for name in names if name not in known)]
     if config.frozen:
         check_frozen(data, known, everything)

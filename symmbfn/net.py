@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['N_IMAGES', 'ATOMS_WITHIN', 'COINCIDES', 'N_RBF', 'RBF_FIRST', 'RBF_LAST', 'RBF_WIDTH', 'BLUR_LEAST', 'BLUR_MOST',
-           'GEOMETRY', 'SCORE_DIM', 'LEAST_P', 'WAVES', 'X_FLOOR', 'K_FLOOR', 'HAS_TRITON', 'ROWS', 'COLS', 'WIDE',
-           'f_pos', 'f_fourier', 'mlp', 'likely_positions', 'Images', 'nearest_images', 'image_geometry', 'gather',
-           'silu', 'ImageMessages', 'steps_and_strains', 'SharedEvidence', 'f_property', 'DenseBlocks', 'dense_blocks',
-           'split_blocks', 'EdgeSum', 'edge_activation', 'aggregate', 'PairMessages', 'Layer', 'Embeddings', 'NetParts',
-           'Net', 'net_flop', 'EdgeIndex', 'edge_index', 'plain_edge_activation', 'plain_aggregate', 'EdgeActivation',
-           'Aggregate']
+           'N_TRUST', 'GEOMETRY', 'N_MOMENTS', 'DIPOLE', 'QUADRUPOLE', 'SCORE_DIM', 'LEAST_P', 'WAVES', 'X_FLOOR',
+           'K_FLOOR', 'HAS_TRITON', 'ROWS', 'COLS', 'WIDE', 'f_pos', 'f_fourier', 'mlp', 'likely_positions', 'Images',
+           'nearest_images', 'radial_features', 'trust_features', 'gather', 'silu', 'harmonics', 'Surroundings',
+           'ImageMessages', 'moments_along', 'weighted_moments', 'dipole_steps', 'steps_and_strains', 'SharedEvidence',
+           'f_property', 'DenseBlocks', 'dense_blocks', 'split_blocks', 'EdgeSum', 'edge_activation', 'aggregate',
+           'PairMessages', 'Layer', 'Heard', 'Embeddings', 'NetParts', 'Net', 'net_flop', 'EdgeIndex', 'edge_index',
+           'plain_edge_activation', 'plain_aggregate', 'EdgeActivation', 'Aggregate']
 
 # %% ../nbs/07_net.ipynb #6dbd2817
 import importlib.util
 import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,20 +107,27 @@ class Images:
     src: Tensor  # (N,n) the site that each is an image of; the site itself where there is no image
     vector: Tensor  # (N,n,3) from the site to the image, Angstrom, Cartesian; 0 where there is none
     weight: Tensor  # (N,n) 1 - (r / r_c)^6; 0 where there is no image
+    turn: Tensor  # (N,n,3,3) a vector v at the site is v @ turn at its image; 0 where there is none
     p_position: Tensor  # (N,) probability of the position that the site is taken to have
     multiplicity: Tensor  # (N,) atoms of the site in the conventional cell, on this position
     lattice: Tensor  # (B,3,3) the cell in which vectors were measured, Angstrom
 
 # %% ../nbs/07_net.ipynb #aa7f0e3d
 def _pair_sites_with_atoms(x, w, b, n_crystals):
-    "Site, atom's site and difference within 1/2 of each pair (P,); number of atoms (B,)."
+    """Pair each site with all atoms of its crystal.
+
+    Returns site, atom's site, number of the atom's map and difference within 1/2 of each pair (P,),
+    and the number of atoms (B,)."""
+    table = wyckoff_table(x.device)
     image, owner = orbit(x, w)
+    _, number = batch_index(table.mult[w])
+    maps = table.start[w][owner] + number
     n_atoms = torch.bincount(b[owner], minlength=n_crystals)
     first_atom = n_atoms.cumsum(0) - n_atoms
     site, number = batch_index(n_atoms[b])
     atom = first_atom[b[site]] + number
     d = image[atom] - x[site]
-    return site, owner[atom], d - d.round(), n_atoms
+    return site, owner[atom], maps[atom], d - d.round(), n_atoms
 
 
 def _candidates(
@@ -151,17 +160,19 @@ def _nearest_candidates(
     return order[is_near], rank[is_near]
 
 
-def _list_images(site, rank, src, vector, distance, radius):
-    "Put the chosen images in rows, one for each site: sites, vectors and weights."
+def _list_images(site, rank, src, vector, turn, distance, radius):
+    "Put the chosen images in rows, one for each site: sites, vectors, weights and turns."
     n_sites = torch.arange(len(radius), device=radius.device)[:, None]
     src_of = n_sites.repeat(1, N_IMAGES + 1)
     src_of[site, rank] = src
     vector_to = vector.new_zeros(len(radius), N_IMAGES + 1, 3)
     vector_to[site, rank] = vector
+    turn_to = turn.new_zeros(len(radius), N_IMAGES + 1, 3, 3)
+    turn_to[site, rank] = turn
     r = radius[:, None].repeat(1, N_IMAGES + 1)  # without an image: at the limit, with weight 0
     r[site, rank] = distance
     weight = 1 - (r / r[:, N_IMAGES:]) ** 6
-    return [v[:, :N_IMAGES] for v in (src_of, vector_to, weight)]
+    return [v[:, :N_IMAGES] for v in (src_of, vector_to, weight, turn_to)]
 
 # %% ../nbs/07_net.ipynb #cd181c46
 # Nothing is learnt in the search, and bfloat16 could not tell distances apart.
@@ -178,7 +189,7 @@ def nearest_images(
 ) -> Images:
     "Find the N_IMAGES nearest images around each site, once it is moved onto its position."
     x, _ = project_onto_position(x, w)
-    site, src, d, n_atoms = _pair_sites_with_atoms(x, w, b, len(lattice))
+    site, src, maps, d, n_atoms = _pair_sites_with_atoms(x, w, b, len(lattice))
     volume_per_atom = torch.linalg.det(lattice).abs() / n_atoms.clamp(min=1)
     radius = (ATOMS_WITHIN * 3 / (4 * math.pi) * volume_per_atom) ** (1 / 3)
     metric = lattice @ lattice.mT
@@ -187,8 +198,10 @@ def nearest_images(
     chosen, rank = _nearest_candidates(site[pair], distance, N_IMAGES + 1)
     pair, shift, distance = pair[chosen], shift[chosen], distance[chosen]
     i = site[pair]
-    vector = ((d[pair] + shift)[:, None] @ lattice[b[i]])[:, 0]
-    listed = _list_images(i, rank, src[pair], vector, distance, radius[b])
+    cell = lattice[b[i]]
+    vector = ((d[pair] + shift)[:, None] @ cell)[:, 0]
+    turn = torch.linalg.inv(cell) @ wyckoff_table(x.device, x.dtype).R[maps[pair]].mT @ cell
+    listed = _list_images(i, rank, src[pair], vector, turn, distance, radius[b])
     multiplicity = wyckoff_table(x.device).mult[w].to(x.dtype)
     p_position = torch.ones_like(multiplicity) if p_position is None else p_position
     return Images(*listed, p_position, multiplicity, lattice)
@@ -197,24 +210,32 @@ def nearest_images(
 N_RBF = 16  # radial basis functions of a distance
 RBF_FIRST, RBF_LAST, RBF_WIDTH = 0.5, 6.0, 0.4  # their centres and their width, Angstrom
 BLUR_LEAST, BLUR_MOST = math.exp(-3), 5.0  # range of the standard deviation, Angstrom
-GEOMETRY = N_RBF + 5  # features of an image: with the distance, the deviation, and three more
+N_TRUST = 4  # features that say how far to trust a distance, and of whose image
+GEOMETRY = N_RBF + 1 + N_TRUST  # features of an image, those of its distance first
 
 
-def image_geometry(
-    images: Images,
-    deviation: Tensor,  # (N,) standard deviation of a site's coordinates, Angstrom
-) -> Tensor:  # (N,n,GEOMETRY)
-    "Describe each image: distance, how far to trust it, whether it is an image of the site itself."
-    distance = images.vector.norm(dim=-1, keepdim=True)
+def radial_features(
+    vector: Tensor,  # (N,n,3) to the images, Angstrom
+) -> Tensor:  # (N,n,N_RBF+1)
+    "Describe the distance of each image."
+    distance = vector.norm(dim=-1, keepdim=True)
     centre = torch.linspace(RBF_FIRST, RBF_LAST, N_RBF).to(distance)
     rbf = torch.exp(-(((distance - centre) / RBF_WIDTH) ** 2) / 2)
-    scaled = (distance / RBF_LAST).clamp(max=2)
-    blur = deviation.clamp(BLUR_LEAST, BLUR_MOST).log()[:, None, None].expand_as(distance)
-    p_site = images.p_position[:, None, None].expand_as(distance)
+    return torch.cat([rbf, (distance / RBF_LAST).clamp(max=2)], -1)
+
+
+def trust_features(
+    images: Images,
+    deviation: Tensor,  # (N,) standard deviation of a site's coordinates, Angstrom
+) -> Tensor:  # (N,n,N_TRUST)
+    "Say how far to trust each distance, and whether the image is one of the site itself."
+    weight = images.weight[..., None]  # for its shape
+    blur = deviation.clamp(BLUR_LEAST, BLUR_MOST).log()[:, None, None].expand_as(weight)
+    p_site = images.p_position[:, None, None].expand_as(weight)
     p_image = images.p_position[images.src][..., None]
-    site = torch.arange(len(distance), device=distance.device)[:, None]
-    is_own = (images.src == site)[..., None].to(distance)
-    return torch.cat([rbf, scaled, blur, p_site, p_image, is_own], -1)
+    site = torch.arange(len(weight), device=weight.device)[:, None]
+    is_own = (images.src == site)[..., None].to(weight)
+    return torch.cat([blur, p_site, p_image, is_own], -1)
 
 # %% ../nbs/07_net.ipynb #a485843f
 def gather(
@@ -230,30 +251,143 @@ def silu(v: Tensor) -> Tensor:
     return F.silu(v, inplace=not torch.is_grad_enabled())
 
 # %% ../nbs/07_net.ipynb #1a97b8f1
+N_MOMENTS = 16  # dipoles of a site, and as many quadrupoles
+DIPOLE, QUADRUPOLE = 3, 6  # numbers of each
+
+
+def harmonics(
+    u: Tensor,  # (...,3) directions of length 1, or 0
+) -> Tensor:  # (...,9): that of order 1, then that of order 2
+    "Describe directions so that the product of two descriptions of one order is P_l(u . v)."
+    x, y, z = u.unbind(-1)
+    third = (x * x + y * y + z * z) / 3
+    mixed = [math.sqrt(2) * v for v in (x * y, x * z, y * z)]
+    second = torch.stack([x * x - third, y * y - third, z * z - third, *mixed], -1)
+    return torch.cat([u, math.sqrt(1.5) * second], -1)
+
+# %% ../nbs/07_net.ipynb #4266df36
+@dataclass(frozen=True)
+class Surroundings:
+    "What the layers know of the n images around each of N sites, in the order of node features."
+
+    src: Tensor  # (N,n) row of node features that belongs to the image
+    vector: Tensor  # (N,n,3) as in `Images`, but changed by the steps of the layers
+    weight: Tensor  # (N,n) as in `Images`
+    turn: Tensor  # (N,n,3,3) as in `Images`
+    trust: Tensor  # (N,n,N_TRUST)
+
+    @property
+    def direction(self) -> Tensor:  # (N,n,3) of length 1; 0 where there is no image
+        "Directions of the images."
+        return self.vector / self.vector.norm(dim=-1, keepdim=True).clamp(min=COINCIDES)
+
+    def at_images(
+        self,
+        v: Tensor,  # (N,...) of each site
+    ) -> Tensor:  # (N,n,...)
+        "What the site of each image has."
+        return gather(v, self.src.flatten()).unflatten(0, self.src.shape)
+
+    def move(
+        self,
+        step: Tensor,  # (N,3) Angstrom
+    ):
+        "The surroundings after all sites have made a step, and their images with them."
+        turned = (self.at_images(step)[:, :, None] @ self.turn)[:, :, 0]
+        return replace(self, vector=self.vector + turned - step[:, None])
+
+# %% ../nbs/07_net.ipynb #c4871ab8
 class ImageMessages(nn.Module):
-    "Messages to each site from its nearest images, by the formula above."
+    "Messages to each site from its nearest images, and moments of them, by the formulas above."
 
     def __init__(
         self,
         hidden: int,  # features of a node
         width: int,  # features of a message
+        is_first: bool,  # whether it belongs to the first layer, before which there are no moments
     ):
         super().__init__()
         self.receiver = nn.Linear(hidden, width)
         self.sender = nn.Linear(hidden, width, bias=False)
         self.geometry = nn.Linear(GEOMETRY, width, bias=False)
+        self.along = None if is_first else nn.Linear(4 * N_MOMENTS, width, bias=False)
         self.message = nn.Linear(width, width)
+        self.moments = nn.Linear(width, 2 * N_MOMENTS, bias=False)
+        self.mix = nn.Linear(N_MOMENTS, 4 * N_MOMENTS, bias=False)
 
     def forward(
         self,
         h: Tensor,  # (N,hidden) node features
-        geometry: Tensor,  # (N,n,GEOMETRY)
-        src: Tensor,  # (N,n) row of h from which each message comes
-        weight: Tensor,  # (N,n)
-    ) -> Tensor:  # (N,n,width)
-        sent = gather(self.sender(h), src.flatten()).unflatten(0, src.shape)
-        activation = silu(self.receiver(h)[:, None] + sent + self.geometry(geometry))
-        return silu(self.message(activation)) * weight[..., None].to(activation.dtype)
+        around: Surroundings,
+        moments=None,  # (N,N_MOMENTS,9) of the layers before; None for the first
+    ) -> tuple[Tensor, Tensor]:  # (N,n,width) messages; (N,N_MOMENTS,9) moments with theirs
+        geometry = torch.cat([radial_features(around.vector), around.trust], -1)
+        sent = around.at_images(self.sender(h))
+        z = self.receiver(h)[:, None] + sent + self.geometry(geometry)
+        if self.along:
+            z = z + self.along(moments_along(moments, around))
+        z = silu(z)
+        messages = silu(self.message(z)) * around.weight[..., None].to(z.dtype)
+        new = weighted_moments(self.moments(messages), around)
+        return messages, moments + new if self.along else new
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
+    def products(
+        self,
+        moments: Tensor,  # (N,N_MOMENTS,9)
+    ) -> Tensor:  # (N,2*N_MOMENTS) the same in every orientation
+        "Products of mixed dipoles, and of mixed quadrupoles."
+        dipoles, quadrupoles = (self.mix.weight @ moments).chunk(2, 1)
+        dipole, other_dipole = dipoles[..., :DIPOLE].chunk(2, 1)
+        quadrupole, other_quadrupole = quadrupoles[..., DIPOLE:].chunk(2, 1)
+        first = (dipole * other_dipole).sum(-1)
+        return torch.cat([first, (quadrupole * other_quadrupole).sum(-1)], -1)
+
+# %% ../nbs/07_net.ipynb #5d3bbee1
+# Products of moments are taken in full precision.
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
+def moments_along(
+    moments: Tensor,  # (N,N_MOMENTS,9)
+    around: Surroundings,
+) -> Tensor:  # (N,n,4*N_MOMENTS)
+    "Moments of the site, and of the site of each image, along the line that joins the two."
+    own = harmonics(around.direction)  # (N,n,9)
+    turned_back = (around.direction[:, :, None] @ around.turn.mT)[:, :, 0]
+    of_image = harmonics(turned_back)[..., None]  # (N,n,9,1)
+    at_image = around.at_images(moments.flatten(1)).unflatten(-1, moments.shape[1:])
+    split = [DIPOLE, QUADRUPOLE]
+    parts = [
+        v @ m.mT for v, m in zip(own.split(split, -1), moments.split(split, -1), strict=True)
+    ] + [
+        (m @ v)[..., 0]
+        for v, m in zip(of_image.split(split, -2), at_image.split(split, -1), strict=True)
+    ]
+    return torch.cat(parts, -1)
+
+
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
+def weighted_moments(
+    weights: Tensor,  # (N,n,2*N_MOMENTS) for dipoles, then for quadrupoles
+    around: Surroundings,
+) -> Tensor:  # (N,N_MOMENTS,9)
+    "Sums of the harmonics of the images, each times its weights."
+    dipole, quadrupole = harmonics(around.direction).split([DIPOLE, QUADRUPOLE], -1)
+    a, b = weights.to(dipole.dtype).chunk(2, -1)
+    return torch.cat([a.mT @ dipole, b.mT @ quadrupole], -1)
+
+
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
+def dipole_steps(
+    weights: nn.Linear,  # from node features to a weight for each dipole
+    h: Tensor,  # (N,hidden) node features
+    moments: Tensor,  # (N,N_MOMENTS,9)
+) -> Tensor:  # (N,3) Angstrom
+    "The step of each site: a sum of its dipoles."
+    return (weights(h.to(moments.dtype))[:, None] @ moments[..., :DIPOLE])[:, 0]
 
 # %% ../nbs/07_net.ipynb #07b00015
 def steps_and_strains(
@@ -490,7 +624,15 @@ class PairMessages(nn.Module):
         first = edge_activation(receiver, self.sender(h), self.even(even), self.odd(odd), edges)
         return aggregate(self.message(first), edges)
 
-# %% ../nbs/07_net.ipynb #a10dac30
+# %% ../nbs/07_net.ipynb #cc81734d
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    "A linear map that is zero before training."
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+# %% ../nbs/07_net.ipynb #593a1c3c
 class Layer(PairMessages):
     "One message-passing step of equation 25."
 
@@ -499,39 +641,57 @@ class Layer(PairMessages):
         hidden: int,  # features of a node and of a message
         embed: int,  # features of the embedded lattice
         freqs: int,  # waves of the difference of two positions
+        *,
         images: bool = False,  # whether sites listen to their images too
+        is_first: bool = False,  # as for `ImageMessages`
     ):
         super().__init__(hidden, embed, freqs)
-        self.images = ImageMessages(hidden, hidden // 2) if images else None
-        inputs = 2 * hidden + (hidden // 2 if images else 0)
-        self.update = mlp(inputs, hidden, hidden)
+        self.images = ImageMessages(hidden, hidden // 2, is_first) if images else None
+        heard = hidden // 2 + 2 * N_MOMENTS if images else 0
+        self.update = mlp(2 * hidden + heard, hidden, hidden)
+        self.step = _zero_linear(hidden, N_MOMENTS) if images else None
 
     def forward(
         self,
         h: Tensor,  # (N,hidden) node features
         pairs: tuple,  # the arguments of `sum_messages` after h
-        from_images=None,  # (N,hidden//2) sum of the messages from images, for a layer with images
+        heard=None,  # (N,...) sums of messages from images and products of moments, with images
     ) -> Tensor:  # (N,hidden)
         m = self.sum_messages(h, *pairs)
-        sums = [m] if from_images is None else [m, from_images]
+        sums = [m] if heard is None else [m, heard]
         return h + self.update(torch.cat([h, *sums], -1))
 
 # %% ../nbs/07_net.ipynb #5918b936
-def _pass_messages(layers, h, pairs, surroundings):
-    "All layers. Returns the last features (N,hidden), and the last messages from images."
+class Heard(NamedTuple):
+    "What the layers learnt from images, for N sites."
+
+    messages: Tensor  # (N,n,hidden//2) of the last layer
+    vector: Tensor  # (N,n,3) to the images when these were sent, Angstrom
+    step: Tensor  # (N,3) of all layers together, Angstrom
+
+
+def _pass_messages(layers, h, pairs, around):
+    "All layers. Returns the last features (N,hidden), and `Heard`, or None without images."
     edges = pairs[-1]
     rows = gather(h, edges.site)
-    messages = from_images = None
-    for layer in layers:
-        if surroundings is not None:
-            messages = layer.images(rows, *surroundings)
-            from_images = messages.sum(1)
-        rows = layer(rows, pairs, from_images)
 
     def by_site(v):
         return torch.empty_like(v).index_copy(0, edges.site, v)
 
-    return by_site(rows), None if messages is None else by_site(messages)
+    if around is None:
+        for layer in layers:
+            rows = layer(rows, pairs)
+        return by_site(rows), None
+    moments = None
+    step = total = around.vector.new_zeros(len(rows), 3)
+    for layer in layers:
+        around = around.move(step)
+        messages, moments = layer.images(rows, around, moments)
+        products = layer.images.products(moments).to(messages.dtype)
+        rows = layer(rows, pairs, torch.cat([messages.sum(1), products], -1))
+        step = dipole_steps(layer.step, rows, moments)
+        total = total + step
+    return by_site(rows), Heard(*map(by_site, (messages, around.vector, total)))
 
 # %% ../nbs/07_net.ipynb #02859015
 class Embeddings(nn.Module):
@@ -571,29 +731,23 @@ def _embed_pairs(net, beliefs, b, var, edges, dtype):
 
 
 def _embed_images(images, b, var, edges):
-    "Geometry, sending row and weight of each image, in the order of the node features."
+    "The surroundings of each site, in the order of the node features."
     mean_square_edge = images.lattice.square().sum((1, 2)) / 3
-    geometry = image_geometry(images, (var * mean_square_edge).sqrt()[b])
+    trust = trust_features(images, (var * mean_square_edge).sqrt()[b])
     row_of_site = torch.empty_like(edges.site)  # node features may be sorted by crystal size
     row_of_site[edges.site] = torch.arange(len(b), device=b.device)
-    src = row_of_site[images.src[edges.site]]
-    return geometry[edges.site], src, images.weight[edges.site]
+    parts = (row_of_site[images.src], images.vector, images.weight, images.turn, trust)
+    return Surroundings(*(v[edges.site] for v in parts))
 
 
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
-def _pulls(pull, messages, images, b):
-    "Steps and strains of the last messages, in full precision."
-    coefficients = pull(messages.to(images.vector.dtype))
-    return steps_and_strains(coefficients, images, b)
-
-# %% ../nbs/07_net.ipynb #cc81734d
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    "A linear map that is zero before training."
-    linear = nn.Linear(inputs, outputs)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
+def _pulls(pull, heard, images, b):
+    "Steps and strains of all layers, in full precision."
+    coefficients = pull(heard.messages.to(images.vector.dtype))
+    step, strain = steps_and_strains(coefficients, replace(images, vector=heard.vector), b)
+    step = step + (heard.step[:, None] @ torch.linalg.inv(images.lattice)[b])[:, 0]
+    return step, strain
 
 # %% ../nbs/07_net.ipynb #bff65da7
 class NetParts(Embeddings):
@@ -614,7 +768,9 @@ class NetParts(Embeddings):
         super().__init__(hidden, embed, freqs, use_n_atoms, properties)
         # (messages, pairs) to which a batch is padded, if its last crystal is padding (09)
         self.padded_sizes = None
-        self.layers = nn.ModuleList(Layer(hidden, embed, freqs, images) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            Layer(hidden, embed, freqs, images=images, is_first=i == 0) for i in range(layers)
+        )
         self.pull = _zero_linear(hidden // 2, 4) if images else None  # the W of steps and strains
         self.shared_evidence = SharedEvidence(hidden) if evidence else None
         self.psi_k = mlp(hidden, hidden, 6)
@@ -672,25 +828,35 @@ class Net(NetParts):
         edges = _number_edges(b, len(G), self.padded_sizes)
         h = self.embed_sites(beliefs, t, G, b, log_n_atoms, y)
         pairs = _embed_pairs(self, beliefs, b, var, edges, h.dtype)
-        surroundings = None if images is None else _embed_images(images, b, var, edges)
-        h, messages = _pass_messages(self.layers, h, pairs, surroundings)
+        around = None if images is None else _embed_images(images, b, var, edges)
+        h, heard = _pass_messages(self.layers, h, pairs, around)
         scores = _read_scores(self, h, b, len(G)).to(beliefs.x.dtype)
         if images is not None:
-            pulls = _pulls(self.pull, messages, images, b)
+            pulls = _pulls(self.pull, heard, images, b)
             scores = _add_pulls(scores, pulls, var[b].sqrt(), k_std)
         if self.shared_evidence:
             scores = replace(scores, a=scores.a + self.shared_evidence(h, p_a, b, len(G)))
         return scores
 
 # %% ../nbs/07_net.ipynb #01c64da5
+def _flop_of_moments(n, hidden, layers):
+    "Multiplications for moments, their products and steps; layers after the first have angles."
+    numbers = N_MOMENTS * (DIPOLE + QUADRUPOLE)  # of the moments of a site
+    of_message = 2 * N_MOMENTS * (hidden // 2) + numbers
+    of_site = 4 * N_MOMENTS * numbers + 3 * N_MOMENTS * hidden  # mixing; update and step
+    angles = 2 * numbers + 4 * N_MOMENTS * (hidden // 2)
+    return n * (layers * (N_IMAGES * of_message + of_site) + (layers - 1) * N_IMAGES * angles)
+
+
 def _flop_of_additions(n, n_squared, hidden, layers):
     "Multiplications for images and for shared evidence."
     width = hidden // 2
     each_image = GEOMETRY * width + width**2
     of_images = n * (2 * hidden * width + N_IMAGES * each_image + hidden * width)
     last_coefficients = n * N_IMAGES * 4 * width
+    of_moments = _flop_of_moments(n, hidden, layers)
     of_evidence = n * 4 * hidden * SCORE_DIM + 2 * n_squared * (SCORE_DIM + K)
-    return layers * of_images + last_coefficients, of_evidence
+    return layers * of_images + of_moments + last_coefficients, of_evidence
 
 # %% ../nbs/07_net.ipynb #6a0df1b5
 def net_flop(

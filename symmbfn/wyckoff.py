@@ -35,6 +35,7 @@ class WyckoffTable:
     start: Tensor  # (1732,) int64, the maps of position w are W[start[w]:start[w+1]]
     W: Tensor  # (14433,3,4) affine maps, x = W[:, :, :3] u + W[:, :, 3]
     first: Tensor  # (232,) int64, the positions of G are first[G] to first[G+1] - 1
+    R: Tensor  # (14433,3,3) matrix of an operation that takes the position's first map to each map
     P: Tensor  # (1731,3,3) projector onto the directions in which the first map extends
     Q: Tensor  # (1731,3,3) a step d from the first map ends at the distance |Q d| from it
     H: Tensor  # (1731,3,3) Q^T Q
@@ -65,17 +66,48 @@ def _least_squares(
     return dict(P=P, Q=Q, H=Q.mT @ Q, U=U, V=V)
 
 # %% ../nbs/05_wyckoff.ipynb #11809324
+def _turns(
+    W: Tensor,  # (M,3,4) all maps of one group, those of the general position last
+    first_map: Tensor,  # (M,3,4) for each of them the first map of its position
+    order: int,  # operations of the group in the conventional cell
+) -> Tensor:  # (M,3,3)
+    "Find the operation that takes each first map to the map, or one of several."
+    R, t = W[-order:].split([3, 1], 2)
+    moved = R @ first_map[:, None]  # (M,order,3,4)
+    moved[..., 3:] += t
+    off = moved - W[:, None]
+    off[..., 3] -= off[..., 3].round()  # operations are the same up to lattice translations
+    return R[off.abs().amax((2, 3)).argmin(1)]
+
+
 @cache
 @torch.inference_mode(False)  # a table made in inference mode could not be used in training later
-def _table(device: str, dtype):
-    "Read the stored tensors and add what follows from them: `first`, P, Q, H, U and V."
+def _whole_table() -> dict:
+    "Read the stored tensors and add what follows from them: `first`, R, P, Q, H, U and V."
     table = _stored()
     table["first"] = torch.searchsorted(table["G"], torch.arange(GROUPS + 2))
-    first_map = table["W"][table["start"][:-1]]
-    table |= _least_squares(first_map, invariant_metric(table["G"]).double())
-    for name, v in table.items():
-        table[name] = v.to(device, dtype if v.is_floating_point() else None)
-    return WyckoffTable(**table)
+    W, start, mult = table["W"], table["start"], table["mult"]
+    first_map = W[start[:-1]]
+    repeated = first_map.repeat_interleave(mult, 0)
+    limits = start[table["first"]].tolist()
+    orders = mult[table["first"][1:] - 1].tolist()  # of the general position, the last
+    turns = [
+        _turns(W[limits[G] : limits[G + 1]], repeated[limits[G] : limits[G + 1]], orders[G])
+        for G in range(1, GROUPS + 1)
+    ]
+    table["R"] = torch.cat(turns)
+    return table | _least_squares(first_map, invariant_metric(table["G"]).double())
+
+
+@cache
+@torch.inference_mode(False)
+def _table(device: str, dtype):
+    "The whole table on a device, its real numbers in a type."
+    tensors = {
+        name: v.to(device, dtype if v.is_floating_point() else None)
+        for name, v in _whole_table().items()
+    }
+    return WyckoffTable(**tensors)
 
 
 def wyckoff_table(

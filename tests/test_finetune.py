@@ -214,7 +214,8 @@ def test_too_few_and_too_large_structures_are_refused(folder, tmp_path):
         finetune(data[:19], "band_gap", **first)
     trained = load(folder / "first.safetensors")
     narrow = trained._replace(prior=trained.prior._replace(max_atoms=torch.tensor(4)))
-    with pytest.raises(ValueError, match="more atoms in the primitive cell than 4"):
+    warned = pytest.warns(UserWarning, match="more atoms in the primitive cell than 4")
+    with warned, pytest.raises(ValueError, match="structures to learn from: give 20"):
         finetune(data[:40], "band_gap", **first | dict(model=narrow))
     unknown = only(data[:10], "band_gap", torch.full((10,), torch.nan))
     with pytest.raises(ValueError, match="held out has a value of band_gap"):

@@ -251,7 +251,8 @@ def test_generate_relaxes_at_once(tmp_path):
     table = pd.read_parquet(tmp_path / "out_relaxed" / "relaxed.parquet")
     assert len(table) == 2 and table["relaxed"].all()
     assert table["group_relaxed"].tolist() == table["space_group"].tolist()  # 225 or more
-    assert (table["energy"] < table["start_energy"]).all()
+    gain = table["start_energy"] - table["energy"]  # 0 for a crystal that was relaxed as generated
+    assert (gain >= 0).all() and (gain > 0).any()
 
 
 @pytest.mark.parametrize(
