@@ -200,7 +200,9 @@ def nearest_images(
     i = site[pair]
     cell = lattice[b[i]]
     vector = ((d[pair] + shift)[:, None] @ cell)[:, 0]
-    turn = torch.linalg.inv(cell) @ wyckoff_table(x.device, x.dtype).R[maps[pair]].mT @ cell
+    turn = (
+        torch.linalg.inv(lattice)[b[i]] @ wyckoff_table(x.device, x.dtype).R[maps[pair]].mT @ cell
+    )
     listed = _list_images(i, rank, src[pair], vector, turn, distance, radius[b])
     multiplicity = wyckoff_table(x.device).mult[w].to(x.dtype)
     p_position = torch.ones_like(multiplicity) if p_position is None else p_position
