@@ -330,11 +330,19 @@ def _known_elements(values, formula):  # frozenset or None
     return frozenset(elements) if elements and all(elements) else None
 
 # %% ../nbs/13_structures.ipynb #13cif012
+_ATOM_COLUMNS = "type_symbol label calc_flag fract_x fract_y fract_z occupancy".split()
+
+
 def _read_sites(values, formula) -> _Sites:
     "Read the table of atoms. Raises ValueError with the reason."
     n = len(values["_atom_site_fract_x"])
     if n > MAX_ATOMS:
         raise ValueError(f"has {n} sites: leave it out, as everything above {MAX_ATOMS}")
+    lengths = {len(values.get(f"_atom_site_{name}", range(n))) for name in _ATOM_COLUMNS}
+    if lengths != {n}:
+        raise ValueError(
+            "has a table of atoms whose columns differ in length: put them in one loop"
+        )
     kinds = values.get("_atom_site_type_symbol", ["?"] * n)
     labels = values.get("_atom_site_label", kinds)
     flags = values.get("_atom_site_calc_flag", ["."] * n)

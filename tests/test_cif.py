@@ -276,6 +276,10 @@ REFUSED = {  # text, words of the reason
     "two crystals": (PHASE + PHASE.replace("data_x", "data_y"), "2 crystals .data blocks x, y."),
     "no crystal": (JOURNAL, "holds no crystal"),
     "cut": (PHASE[:-4], "line .* Wrong number of values"),
+    "atoms in two loops": (
+        PHASE + "loop_\n_atom_site_calc_flag\nd\n",
+        "table of atoms whose columns differ in length",
+    ),
     "cell twice": (PHASE + "_cell_length_a 6\n", "two values for one entry ._cell_length_a."),
     "half-filled": (one("Na1 Na 0 0 0 0.5", columns=OCCUPANCY), "occupancy 0.5 of Na1"),
     "overfilled": (one("Na1 Na 0 0 0 1.001", columns=OCCUPANCY), "occupancy 1.001 of Na1"),
