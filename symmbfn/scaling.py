@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from typing import NamedTuple
 
+import torch
+
 # %% auto #0
 __all__ = ['DECISIVE', 'TRIES', 'PATIENCE', 'installed', 'check_versions', 'do_block', 'Block', 'Scheduler', 'connect']
 
@@ -52,8 +54,11 @@ def do_block(
     function: Callable,
     block,  # what the function is to be applied to
 ):  # what it returns
-    "Do a block of work in a worker. Raises ValueError if it has other versions than expected."
+    """Do a block of work in a worker, with one thread.
+
+    Raises ValueError if the worker has other versions than expected."""
     check_versions(expected)
+    torch.set_num_threads(1)
     return function(block)
 
 # %% ../nbs/45_scaling.ipynb #bbd0f0eb

@@ -330,7 +330,7 @@ def _known_elements(values, formula):  # frozenset or None
     return frozenset(elements) if elements and all(elements) else None
 
 # %% ../nbs/13_structures.ipynb #13cif012
-_ATOM_COLUMNS = "type_symbol label calc_flag fract_x fract_y fract_z occupancy".split()
+_ATOM_COLUMNS = ["type_symbol", "label", "calc_flag", "fract_x", "fract_y", "fract_z", "occupancy"]
 
 
 def _read_sites(values, formula) -> _Sites:
