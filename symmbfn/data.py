@@ -408,9 +408,7 @@ def _nearest_examples(
     possible = possible & values.isfinite().all(1)
     if not possible.any():
         return possible
-    of_data = possible & (torch.arange(len(possible)) < _data_examples(prior))
-    compared = of_data if of_data.any() else possible
-    scale = values[compared].std(0, correction=0).clamp(min=1e-12)  # a constant property has 0
+    scale = values[possible].std(0, correction=0).clamp(min=1e-12)  # a constant property has 0
     distance = ((values - y[is_asked]) / scale).norm(dim=1)
     farthest = distance[possible].kthvalue(min(N_NEIGHBOURS, int(possible.sum()))).values
     return possible & (distance <= farthest)
