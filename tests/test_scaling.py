@@ -47,7 +47,9 @@ def cluster():
         # what has to be imported is there already when a worker is started again
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["distributed", "symmbfn.screening"])
-        with LocalCluster(N_WORKERS, threads_per_worker=1, dashboard_address=None) as cluster:
+        with LocalCluster(
+            n_workers=N_WORKERS, threads_per_worker=1, dashboard_address=None
+        ) as cluster:
             yield cluster
 
 
@@ -166,7 +168,9 @@ def test_a_scheduler_that_goes_away_is_named_and_the_rest_is_done_without(small,
     out = tmp_path / "out"
     request = dict(n=40, model=small, n_sites=2, steps=2, batch_size=2, condition=None)
     request |= dict(progress=False, out=out)
-    cluster = LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=None)
+    cluster = LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    )
 
     def close():
         while not list(out.glob("batches/*.safetensors")):
@@ -188,7 +192,7 @@ def test_a_scheduler_that_goes_away_is_named_and_the_rest_is_done_without(small,
 
 def test_workers_that_cannot_be_used_are_named(small):
     threads = dict(processes=False, dashboard_address=None)
-    with LocalCluster(1, threads_per_worker=2, **threads) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, **threads) as cluster:
         with pytest.raises(ValueError, match="has 2 threads: start workers with --nthreads 1"):
             Scheduler(cluster)
         cluster.scale(0)
@@ -199,7 +203,7 @@ def test_workers_that_cannot_be_used_are_named(small):
     other = tuple(dict(installed(), torch="1.0").items())
     with pytest.raises(ValueError, match="has torch .* instead of 1.0"):
         check_versions(other)
-    with LocalCluster(1, threads_per_worker=1, **threads) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, **threads) as cluster:
         scheduler = Scheduler(cluster)
         with pytest.raises(ValueError, match="path of a weights file"):
             generate(1, model=load(small), scheduler=scheduler)
