@@ -144,10 +144,12 @@ def is_invalid(
 ) -> Tensor:  # (B,) bool
     "Find crystals with two atoms nearer than MIN_DISTANCE, or in which spglib doesn't find G."
     invalid = ~is_valid(c)
-    others = (~invalid).nonzero()[:, 0]  # spglib is slow, and only needed where atoms are apart
+    others = (~invalid).nonzero()[:, 0]  # symmetry only matters where atoms are apart
     if len(others):
-        found = [detect_space_group(s) for s in decode(c[others], primitive=True)]
-        invalid[others] = torch.tensor(found) != c.G[others]
+        groups = c.G[others]
+        structures = decode(c[others], primitive=True)
+        found = [detect_space_group(s, expected=G) for s, G in zip(structures, groups.tolist())]
+        invalid[others] = torch.tensor(found) != groups
     return invalid
 
 # %% ../nbs/18_generation.ipynb #aa8cd63a
@@ -368,18 +370,19 @@ def table_row(
 ) -> dict:  # column -> value
     "Describe one crystal in a row of the table."
     shortest = shortest_distance(structure)
+    are_apart = bool(shortest >= MIN_DISTANCE)
     return dict(
         crystal=number,
         formula=structure.composition.reduced_formula,
         space_group=space_group,
-        found_group=detect_space_group(structure),  # by spglib
+        found_group=detect_space_group(structure, expected=space_group if are_apart else None),
         wyckoff=" ".join(labels),
         sites=len(labels),
         atoms=len(structure),  # in the primitive cell
         density=round(structure.density, 4),  # g/cm3
         volume_per_atom=round(structure.volume / len(structure), 4),  # cubic Angstrom
         shortest_distance=round(float(shortest), 4),  # Angstrom, looked for up to 4
-        valid=bool(shortest >= MIN_DISTANCE),
+        valid=are_apart,
     )
 
 # %% ../nbs/18_generation.ipynb #c96f5a58

@@ -30,7 +30,7 @@ from torch import Tensor
 from .core import Crystals, K, segment_sum
 from .lattice import volume
 from .reconstruct import close_contacts, primitive_basis, snap_to_wyckoff
-from .structures import decode
+from .structures import decode, find_symmetry
 from .wyckoff import wyckoff_table
 
 # %% ../nbs/15_metrics.ipynb #16m00005
@@ -127,10 +127,21 @@ def symmetry_dataset(
 def detect_space_group(
     structure,  # pymatgen Structure
     symprec=0.1,  # Angstrom: how far an atom may be from its symmetric place
+    expected=None,  # number of the group that a structure of atoms apart should have, if any
 ) -> int:  # number of the space group, 1 to 230; 0 if spglib fails
-    "Find the space group of a structure with spglib."
+    "Find the space group of a structure with spglib, or with moyo if it is the expected one."
+    if (expected or 1) > 1 and _moyo_finds(expected, structure, (symprec, 2 * symprec)):
+        return expected
     dataset = symmetry_dataset(structure, symprec)
     return dataset.number if dataset else 0
+
+
+def _moyo_finds(G, structure, tolerances):
+    "Whether moyo finds a group with each of some tolerances."
+    try:
+        return all(find_symmetry(structure, symprec).number == G for symprec in tolerances)
+    except ValueError:  # it finds none
+        return False
 
 # %% ../nbs/15_metrics.ipynb #16m00011
 RADIUS_MARGIN = 0.7  # Angstrom, added to the sum of the two radii before it is halved
