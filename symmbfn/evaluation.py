@@ -1444,19 +1444,16 @@ def prepare_folder(
 # %% ../nbs/19_evaluation.ipynb #b6151b5e
 def write_report(
     report: Report,
-    folder,  # None: no report is written
+    folder,  # made if it isn't there
 ):
-    "Write a report. If that fails, only warn, so that what was computed is not lost."
-    if folder is None:
-        return
+    "Write a report. Raises OSError that says what to do."
     try:
         report.write(folder)
     except OSError as e:
-        warnings.warn(
+        raise OSError(
             f"The report could not be written to {printable(folder)} ({e.strerror or e}): make "
-            "space there and evaluate again, which takes seconds, since all results are kept.",
-            stacklevel=3,
-        )
+            "space there and evaluate again, which takes seconds, since all results are kept."
+        ) from e
 
 # %% ../nbs/19_evaluation.ipynb #39a5679d
 def assemble_report(
@@ -1508,5 +1505,9 @@ def evaluate(
     compute = Computer(store, workers, scheduler)
     references = load_references(dict(train=train, val=val, test=test), compute)
     report = assemble_report(names, sources, references, plan, compute, seconds)
-    write_report(report, out)
+    if out is not None:
+        try:
+            write_report(report, out)
+        except OSError as e:  # what was computed is not lost
+            warnings.warn(str(e), stacklevel=2)
     return report
