@@ -1205,16 +1205,36 @@ def _columns_of_rows(
     return {key: [row.get(key) for row in rows] for key in keys}
 
 # %% ../nbs/13_structures.ipynb #08212cac
+def _complete_frames(text) -> tuple:  # the text up to a frame that is cut; list of errors, if any
+    "Look whether each frame has as many lines as atoms, before ASE reads on for ever."
+    lines = io.StringIO(text).readlines()
+    start = 0
+    while start < len(lines):
+        try:
+            n_atoms = int(lines[start])
+        except ValueError:
+            break  # a blank line ends the file, and of anything else ASE says that it is wrong
+        end = start + 2 + max(n_atoms, 0)
+        if end > len(lines):
+            return "".join(lines[:start]), [ValueError("a frame has fewer lines than atoms")]
+        while end < len(lines) and lines[end].startswith("VEC"):  # a cell in lines of its own
+            end += 1
+        start = end
+    return text, []
+
+
 def _read_extxyz(path) -> Sources:
     "Read a trajectory in the extended XYZ format, gzipped or not."
     from ase.io.extxyz import read_xyz
 
-    file = io.StringIO(_file_text(path))
+    text, errors = _complete_frames(_file_text(path))
+    file = io.StringIO(text)
     try:
         frames = list(read_xyz(file, slice(None)))
     except Exception:  # ASE raises errors of many kinds
         file.seek(0)
         frames = list(_frames_one_by_one(file))
+    frames += errors
     columns = _columns_of_rows([_frame_values(atoms) for atoms in frames])
     names = columns.pop(_find_column(columns, NAME_COLUMNS), None)
     return Sources(_row_names(names, len(frames)), frames, columns)

@@ -171,6 +171,18 @@ def with_sites(n):
     return head + "".join(f"  Na  Na{i}  1  0.{i:07d}  0.5  0.5  1\n" for i in range(n))
 
 
+@pytest.mark.parametrize("n_atoms", ["2", "1000000000000", "1_000_000_000_000", "9" * 5000])
+def test_a_frame_with_fewer_lines_than_atoms_keeps_nobody_waiting(tmp_path, n_atoms):
+    "The frame before it is read; ASE would go on reading lines that aren't there."
+    whole = '1\nLattice="3 0 0 0 3 0 0 0 3" Properties=species:S:1:pos:R:3 pbc="T T T"\nCu 0 0 0\n'
+    path = tmp_path / "frames.extxyz"
+    path.write_text(whole + whole.replace("1\n", f"{n_atoms}\n", 1))
+    _, (first, second) = load_structures(path)
+    assert to_structure(first).composition.formula == "Cu1"
+    with pytest.raises(ValueError, match="fewer lines than atoms|Expected xyz header"):
+        to_structure(second)
+
+
 def test_many_atoms_are_refused():
     assert "sites" in refusal(to_structure, with_sites(MAX_ATOMS + 1))
     assert "10 MB are the most" in refusal(to_structure, with_sites(1_000_000))
