@@ -971,7 +971,7 @@ def _is_cif(
     parts = Path(path).parts
     if any(part == "__MACOSX" or part.startswith(".") and part != ".." for part in parts):
         return False
-    return bool(CIF_ENDING.search(parts[-1]))
+    return bool(CIF_ENDING.search(Path(path).name))  # a member of an archive may have no name
 
 
 CIF_ENDING = re.compile(r"\.cif(\.gz)?$", re.IGNORECASE)

@@ -165,6 +165,14 @@ def test_names_in_a_zip_lead_nowhere(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["some.zip"]
 
 
+def test_a_member_of_a_zip_without_a_name_is_no_cif(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("x.cif", CIF)
+    content = (tmp_path / "some.zip").read_bytes()
+    (tmp_path / "some.zip").write_bytes(content.replace(b"x.cif", b"\0.cif"))  # names end at \0
+    assert "no file whose name ends in .cif" in refusal(load_structures, tmp_path / "some.zip")
+
+
 def with_sites(n):
     "A CIF with so many sites."
     head, _, _ = CIF.partition("  Na  Na0")
