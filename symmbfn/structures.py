@@ -1015,7 +1015,7 @@ def _read_zip(path) -> Sources:
             paths = [f"/{file}" for file in files]  # some archives begin their paths so
             _check_size(sum(archive.getinfo(file).file_size for file in files), MAX_UNPACKED)
             sources = [_attempt(_zipped_text, archive, file) for file in files]
-    except zipfile.BadZipFile as e:
+    except (zipfile.BadZipFile, NotImplementedError) as e:  # the latter for an unknown version
         raise ValueError(f"{path} is damaged ({e}): get it again.") from e
     return Sources(_cif_names(paths), sources)
 

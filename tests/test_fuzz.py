@@ -173,6 +173,15 @@ def test_a_member_of_a_zip_without_a_name_is_no_cif(tmp_path):
     assert "no file whose name ends in .cif" in refusal(load_structures, tmp_path / "some.zip")
 
 
+def test_a_zip_of_a_version_that_nobody_knows_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("x.cif", CIF)
+    content = bytearray((tmp_path / "some.zip").read_bytes())
+    content[content.rindex(b"PK\1\2") + 6] = 148  # version that is needed, times ten
+    (tmp_path / "some.zip").write_bytes(content)
+    assert "zip file version 14.8" in refusal(load_structures, tmp_path / "some.zip")
+
+
 def with_sites(n):
     "A CIF with so many sites."
     head, _, _ = CIF.partition("  Na  Na0")
