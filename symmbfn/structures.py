@@ -259,7 +259,7 @@ def _amounts(
 def _stated_formula(values) -> _Formula:
     "Read formula and Z, as far as they are stated in a way that can be read."
     Z = _stated(values, "_cell_formula_units_z")
-    units = round(float(Z)) if Z and re.fullmatch(r"[1-9]\d*(\.0*)?", Z) else None
+    units = round(float(Z)) if Z and re.fullmatch(r"[1-9]\d{0,5}(\.0*)?", Z) else None
     for kind in ("sum", "structural", "moiety"):
         text = _stated(values, f"_chemical_formula_{kind}") or ""
         parts = _amounts(text)

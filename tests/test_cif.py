@@ -224,6 +224,10 @@ READ = {  # text, formula of the cell
 }
 
 
+def test_a_number_of_formula_units_out_of_all_proportion_counts_as_none():
+    assert read_cif(salt(formula=None, Z="1" * 5000)).composition.formula == "Na4 Cl4"
+
+
 @pytest.mark.parametrize("case", READ)
 def test_odd_files_that_are_right(case):
     text, formula = READ[case]
