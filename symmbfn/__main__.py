@@ -690,19 +690,18 @@ def evaluate(structures, device, scale, **options):
       symmbfn evaluate crystals --out report --relaxations 64
       symmbfn evaluate mine.csv --train my_training_set.csv --relaxations 0
     """
-    from symmbfn.evaluation import evaluate, prepare_folder, write_report
+    from symmbfn.evaluation import evaluate, write_report
     from symmbfn.generation import device_of_work
     from symmbfn.stability import load_hull, on_scale
 
-    out = options.pop("out")
-    prepare_folder(out)
     if scale:
         options["hull"] = on_scale(load_hull(options["hull"]), scale)
     device = device_of_work(device, options["scheduler"])
     report = evaluate(structures, device=device, **options)
     click.echo(str(report))
-    write_report(report, out)
-    click.echo(f"\n{out / 'structures.csv'} has a row for each crystal.")
+    # `evaluate` warns if its report can't be written; for a command that is an error
+    write_report(report, options["out"])
+    click.echo(f"\n{options['out'] / 'structures.csv'} has a row for each crystal.")
 
 
 @main.command()
