@@ -65,7 +65,7 @@ from symmbfn.data import (
 )
 
 # %% ../nbs/18_generation.ipynb #8884b53a
-from .datasets import whole_file
+from .datasets import whole_file, whole_text
 from .lattice import CRYSTAL_SYSTEMS, constrain, lattice_to_k
 from symmbfn.metrics import (
     MIN_DISTANCE,
@@ -142,7 +142,7 @@ class Targets:
 def is_invalid(
     c: Crystals,  # B crystals
 ) -> Tensor:  # (B,) bool
-    "Find crystals with two atoms nearer than MIN_DISTANCE, or in which spglib doesn't find G."
+    "Find crystals with two atoms nearer than MIN_DISTANCE, or in which G isn't found."
     invalid = ~is_valid(c)
     others = (~invalid).nonzero()[:, 0]  # symmetry only matters where atoms are apart
     if len(others):
@@ -474,7 +474,7 @@ def write_crystals(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    with whole_file(folder / "crystals.extxyz") as part, open(part, "w") as frames:
+    with whole_text(folder / "crystals.extxyz") as frames:
         for block in in_blocks(describe_block, crystals, scheduler):
             for row, name, cif, poscar in zip(*block[:4]):
                 (folder / f"{name}.cif").write_text(cif)

@@ -130,7 +130,8 @@ def detect_space_group(
     expected=None,  # number of the group that a structure of atoms apart should have, if any
 ) -> int:  # number of the space group, 1 to 230; 0 if spglib fails
     "Find the space group of a structure with spglib, or with moyo if it is the expected one."
-    if (expected or 1) > 1 and _moyo_finds(expected, structure, (symprec, 2 * symprec)):
+    is_telling = expected not in (None, 1)  # moyo says 1 where it finds nothing, too
+    if is_telling and _moyo_finds(expected, structure, (symprec, 2 * symprec)):
         return expected
     dataset = symmetry_dataset(structure, symprec)
     return dataset.number if dataset else 0

@@ -1328,9 +1328,7 @@ def compare_runs(
     return sorted(runs, key=lambda run: math.inf if run["val_loss"] is None else run["val_loss"])
 
 # %% ../nbs/09_train.ipynb #19a5d507
-# messages whose work is that of a site; measured for `BASE` on a CPU: a step takes 0.044 ms for
-# each message and 0.60 ms for each site
-SITE_WORK = 14
+SITE_WORK = 14  # messages whose work is that of a site in a network like `BASE`
 
 
 def shard_limits(
