@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'STYLE', 'BOXES', 'STEPS', 'PANELS', 'HALF_BOX', 'EYE_DISTANCE', 'LIGHT', 'CORNERS',
-           'ANGLES', 'CIRCLE', 'BALL_LAYERS', 'EDGES', 'STICK_RADIUS', 'EDGE_RADIUS', 'EDGE_COLOUR', 'NOBLE_GASES',
-           'ROW_EDGES', 'LABELS', 'HISTOGRAMS', 'LOSS_TITLES', 'style', 'figure', 'compact', 'label_ends', 'Box',
-           'Step', 'overview', 'atoms_in_closed_cell', 'element_colour', 'covalent_radius', 'drawn_radius',
-           'site_elements', 'find_bonds', 'view_frame', 'perspective', 'Piece', 'shade', 'ball', 'stick',
-           'cut_at_balls', 'scene_pieces', 'find_symmetry', 'group_name', 'draw_crystal', 'gallery', 'table_cell',
+           'ANGLES', 'CIRCLE', 'BALL_LAYERS', 'EDGES', 'STICK_RADIUS', 'EDGE_RADIUS', 'EDGE_COLOUR', 'SYMPREC',
+           'NOBLE_GASES', 'ROW_EDGES', 'LABELS', 'HISTOGRAMS', 'LOSS_TITLES', 'style', 'figure', 'compact',
+           'label_ends', 'Box', 'Step', 'overview', 'atoms_in_closed_cell', 'element_colour', 'covalent_radius',
+           'drawn_radius', 'site_elements', 'find_bonds', 'view_frame', 'perspective', 'Piece', 'shade', 'ball',
+           'stick', 'cut_at_balls', 'scene_pieces', 'group_name', 'draw_crystal', 'gallery', 'table_cell',
            'periodic_table', 'element_differences', 'difference_table', 'Histogram', 'plot_elements_and_density',
            'plot_symmetry_and_size', 'read_log', 'trailing_mean', 'plot_losses', 'plot_runs', 'live_progress',
            'share_with_interval', 'leading_rows', 'results_table']
@@ -36,6 +36,7 @@ from matplotlib.lines import Line2D
 from .core import CHANNELS, GROUPS
 from .lattice import CRYSTAL_SYSTEMS, crystal_system
 from .metrics import class_shares, total_variation, wasserstein, wilson
+from .structures import find_symmetry
 from .train import print_progress
 
 # %% ../nbs/17_figures.ipynb #3cb2ad26
@@ -493,18 +494,7 @@ def _near_segments(points, p, q, distance):
     return (np.linalg.norm(nearest - points[:, None], axis=-1) < distance).any(1)
 
 # %% ../nbs/17_figures.ipynb #acf83728
-def find_symmetry(
-    structure,  # pymatgen Structure
-    symprec=0.01,  # Å
-):  # moyopy's MoyoDataset, or None where it finds no symmetry, for example where atoms overlap
-    "The symmetry of a crystal as moyo finds it."
-    import moyopy
-    from moyopy.interface import MoyoAdapter
-
-    try:
-        return moyopy.MoyoDataset(MoyoAdapter.from_structure(structure), symprec=symprec)
-    except ValueError:
-        return None
+SYMPREC = 0.01  # distance within which atoms of a drawn crystal count as equivalent, Angstrom
 
 
 def group_name(
@@ -566,8 +556,11 @@ def _heading(structure):
     "Formula, and symbol and number of the space group."
     from pymatgen.util.string import latexify
 
-    found = find_symmetry(structure)
-    group = f"{group_name(found.number)} ({found.number})" if found else ""
+    try:
+        number = find_symmetry(structure, SYMPREC).number
+        group = f"{group_name(number)} ({number})"
+    except ValueError:  # atoms overlap
+        group = ""
     return latexify(structure.composition.reduced_formula), group
 
 # %% ../nbs/17_figures.ipynb #cac9a3af

@@ -12,7 +12,7 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'BLOCK', 'KEEP',
            'with_preferences', 'symbol_of', 'with_counts', 'parse_template', 'with_template', 'parse_letter',
            'parse_site', 'finite_numbers', 'with_sites', 'has_coordinates', 'check_sites', 'check_fixed_positions',
            'parse_lattice', 'parse_cell', 'with_lattice', 'parse_request', 'write_json', 'load_progress',
-           'load_batches', 'read_request', 'describe_request', 'open_folder', 'save_batch', 'save_all', 'only_process',
+           'load_batches', 'read_request', 'describe_request', 'open_folder', 'save_batch', 'save_all',
            'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names', 'parse_folder',
            'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies', 'select_best',
            'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
@@ -31,7 +31,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from numbers import Real
@@ -40,7 +39,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 # %% ../nbs/18_generation.ipynb #90cedad3
@@ -88,7 +86,7 @@ from symmbfn.stability import (
     predict,
 )
 from .structures import decode, encode, settings_of_symbol, to_cif
-from .train import autocast, resolve_device, resolve_precision
+from .train import autocast, only_process, resolve_device, resolve_precision
 from .wyckoff import wyckoff_labels, wyckoff_table
 
 # %% ../nbs/18_generation.ipynb #04622656
@@ -1061,21 +1059,6 @@ def save_all(
     if (folder / "batches").exists():
         shutil.rmtree(folder / "batches")
 
-# %% ../nbs/18_generation.ipynb #bf782b39
-@contextmanager
-def only_process(
-    folder: Path,
-):
-    "Hold a folder's lock. Raises ValueError if another process holds it."
-    try:
-        held = FileLock(folder / "lock.part").acquire(timeout=0)
-    except Timeout as e:
-        raise ValueError(
-            f"Another process is at work in {folder}: wait for it, or give another folder."
-        ) from e
-    with held:
-        yield
-
 # %% ../nbs/18_generation.ipynb #18a00026
 STABLE = "stable"  # the condition that stands for this energy above the hull:
 STABLE_ENERGY = -0.05  # eV/atom; below the hull, where hardly a crystal of the data is
@@ -1343,7 +1326,6 @@ def run_job(
     if job.out is None:
         return _run(job, progress)
     load_progress(job.out, job.description)  # refuses before anything is written
-    job.out.mkdir(parents=True, exist_ok=True)
     with only_process(job.out):
         return _run(job, progress)
 

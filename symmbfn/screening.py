@@ -64,7 +64,6 @@ from symmbfn.generation import (
     device_of_work,
     generate,
     load_progress,
-    only_process,
     open_folder,
     parse_folder,
     parse_request,
@@ -100,7 +99,7 @@ from symmbfn.structures import (
     load_structures,
     to_structure,
 )
-from .train import resolve_device
+from .train import only_process, resolve_device
 
 # %% ../nbs/36_screening.ipynb #c3015428
 @cache
@@ -270,7 +269,6 @@ def working_folder(
             yield Path(temporary)
         return
     load_progress(folder, description)  # refuses before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
     with only_process(folder):
         open_folder(folder, description)
         yield folder

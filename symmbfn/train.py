@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS_SHARE', 'CASTS_SHARE', 'BREAK_EVEN', 'MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'LAST_MAPS',
-           'COLUMNS', 'FREE_SETTINGS', 'SITE_WORK', 'epoch_seed', 'epoch_generator', 'sample_time_and_noise',
+           'COLUMNS', 'FREE_SETTINGS', 'LOCK', 'SITE_WORK', 'epoch_seed', 'epoch_generator', 'sample_time_and_noise',
            'TrainConfig', 'resolve_device', 'bfloat16_speedup', 'resolve_precision', 'autocast', 'weighted_loss',
            'orthogonalise', 'Muon', 'freeze', 'EncodingAdam', 'make_optimizers', 'set_learning_rate', 'plateau_factor',
            'cosine_factor', 'update_ema', 'RunState', 'compute_gradient', 'take_step', 'count_step',
@@ -12,9 +12,10 @@ __all__ = ['PRODUCTS_SHARE', 'CASTS_SHARE', 'BREAK_EVEN', 'MUON_LR', 'MUON_DECAY
            'validate', 'begin_with', 'save_run', 'new_run', 'read_checkpoint', 'resume', 'evaluate_epoch',
            'validation_losses', 'keep_lowest', 'has_no_patience_left', 'keep_best', 'print_progress', 'Process',
            'join_processes', 'from_first', 'SessionClock', 'plan_epochs', 'Saver', 'Session', 'start_or_resume',
-           'epoch_function', 'next_row', 'train_until_over', 'only_run', 'refuse_if_taken', 'train', 'run_summary',
-           'compare_runs', 'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch', 'padded_sizes',
-           'pad_batch', 'PaddedBatches', 'undo_steps', 'record_cuda_graph', 'RecordedEpoch', 'check_parameters']
+           'epoch_function', 'next_row', 'train_until_over', 'only_process', 'only_run', 'refuse_if_taken', 'train',
+           'run_summary', 'compare_runs', 'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch',
+           'padded_sizes', 'pad_batch', 'PaddedBatches', 'undo_steps', 'record_cuda_graph', 'RecordedEpoch',
+           'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -24,13 +25,14 @@ import math
 import os
 import time
 from bisect import bisect_left
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
 
 from symmbfn.core import (
@@ -876,6 +878,9 @@ def _check_properties(names, y, n_crystals):
         )
 
 
+LOCK = "lock.part"  # file of a folder that the process at work there has locked
+
+
 def read_checkpoint(
     run_dir: Path,  # folder of the run; it need not exist
 ) -> (
@@ -883,7 +888,7 @@ def read_checkpoint(
 ):  # (name -> tensor, dict of `origin` and _PROGRESS); None if there is no checkpoint
     "Read the checkpoint of a run, after deleting files that a killed process left half written."
     for unfinished in run_dir.glob("*.part"):
-        if unfinished.name != "lock.part":  # which says that a process is at work in the folder
+        if unfinished.name != LOCK:
             unfinished.unlink()
     file = run_dir / "checkpoint.safetensors"
     return load_tensors(file) if file.exists() else None
@@ -1219,35 +1224,35 @@ def train_until_over(
 
 # %% ../nbs/09_train.ipynb #c32f0e04
 @contextmanager
+def only_process(
+    folder: Path,  # made if it isn't there
+):
+    "Hold a folder's lock. Raises ValueError if another process holds it."
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"Another process is at work in {folder}: wait for it, or give another folder."
+        ) from error
+    with held:
+        yield
+
+
 def only_run(
-    run_dir: Path,  # folder of the run, made if it isn't there
+    run_dir: Path,  # folder of the run
     process: Process,  # the first one holds the lock for all of a run
 ):
-    "Hold the lock of a run's folder. Raises ValueError if another training holds it."
-    try:
-        import fcntl
-    except ImportError:  # on Windows there are no such locks, and no run is refused
-        fcntl = None
-    if fcntl is None or process.rank > 0:
-        yield
-        return
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / "train.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"Another process trains in {run_dir}: wait for it, or give another folder."
-            ) from error
-        yield
+    "`only_process` of a run's folder."
+    return nullcontext() if process.rank > 0 else only_process(run_dir)
 
 
 def refuse_if_taken(
     run_dir: Path,  # folder of the run; it need not exist
     process: Process,
 ):
-    "Raise ValueError if another training is at work in a folder."
-    if (run_dir / "train.lock").exists():
+    "Raise ValueError if another process is at work in a folder."
+    if (run_dir / LOCK).exists():
         with only_run(run_dir, process):
             pass
 
