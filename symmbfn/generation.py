@@ -7,15 +7,15 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'BLOCK', 'KEEP',
            'Start', 'Targets', 'is_invalid', 'only_finite', 'sample_once', 'replace_crystals', 'once_more', 'repair',
            'sample_batch', 'use_one_thread_after_fork', 'is_out_of_memory', 'sample_batches', 'sample_crystals',
            'crystal_table', 'table_row', 'poscar_text', 'extxyz_text', 'write_table', 'Described', 'describe_block',
-           'in_blocks', 'write_crystals', 'listed', 'check_standard_setting', 'parse_groups', 'groups_of_name',
-           'parse_elements', 'parse_element', 'parse_composition', 'read_amounts', 'with_elements', 'parse_prefer',
-           'with_preferences', 'symbol_of', 'with_counts', 'parse_template', 'with_template', 'parse_letter',
-           'parse_site', 'finite_numbers', 'with_sites', 'has_coordinates', 'check_sites', 'check_fixed_positions',
-           'parse_lattice', 'parse_cell', 'with_lattice', 'parse_request', 'write_json', 'load_progress',
-           'load_batches', 'read_request', 'describe_request', 'open_folder', 'save_batch', 'save_all',
+           'blocks_of', 'in_blocks', 'write_crystals', 'listed', 'check_standard_setting', 'parse_groups',
+           'groups_of_name', 'parse_elements', 'parse_element', 'parse_composition', 'read_amounts', 'with_elements',
+           'parse_prefer', 'with_preferences', 'symbol_of', 'with_counts', 'parse_template', 'with_template',
+           'parse_letter', 'parse_site', 'finite_numbers', 'with_sites', 'has_coordinates', 'check_sites',
+           'check_fixed_positions', 'parse_lattice', 'parse_cell', 'with_lattice', 'parse_request', 'write_json',
+           'load_progress', 'load_batches', 'read_request', 'describe_request', 'open_folder', 'save_batch', 'save_all',
            'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names', 'parse_folder',
            'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies', 'select_best',
-           'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
+           'Structures', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
            'device_of_work', 'worker_model', 'worker_batch', 'sample_on_workers', 'batches_of_workers', 'plan_job',
            'generate', 'make_eval_fn', 'sample_cached']
 
@@ -30,7 +30,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from numbers import Real
@@ -450,13 +450,20 @@ def describe_block(
 BLOCK = 200  # crystals that are described at once
 
 
+def blocks_of(
+    crystals: Crystals,
+):  # yields the number of the first crystal, and Crystals
+    "Cut crystals into blocks."
+    return ((i, crystals[i : i + BLOCK]) for i in range(0, len(crystals), BLOCK))
+
+
 def in_blocks(
     function,  # function((number of the first crystal, Crystals)), which a worker can be sent
     crystals: Crystals,
     scheduler=None,  # a Scheduler (45), whose workers do the blocks; None: this process does
 ):  # yields what the function returns for each block, in order
     "Apply a function to crystals, block by block."
-    blocks = ((i, crystals[i : i + BLOCK]) for i in range(0, len(crystals), BLOCK))
+    blocks = blocks_of(crystals)
     return map(function, blocks) if scheduler is None else scheduler.in_order(function, blocks)
 
 
@@ -1228,10 +1235,36 @@ def _energies_of_block(device, block):  # device as for `unrelaxed_energies`, bl
     return unrelaxed_energies(decode(block[1], primitive=True), device)
 
 # %% ../nbs/18_generation.ipynb #19g00016
+class Structures(Sequence):
+    "Crystals as pymatgen Structures, primitive cells. Each is made anew whenever it is asked for."
+
+    def __init__(
+        self,
+        crystals: Crystals,
+    ):
+        self.crystals = crystals
+
+    def __len__(self):
+        return len(self.crystals)
+
+    def __getitem__(self, index):  # of a slice: Structures
+        if isinstance(index, slice):
+            return Structures(self.crystals[index])
+        i = range(len(self))[index]  # raises IndexError, and counts from the end if it is negative
+        return decode(self.crystals[i], primitive=True)[0]
+
+    def __iter__(self):
+        for _, block in blocks_of(self.crystals):
+            yield from decode(block, primitive=True)
+
+    def __repr__(self):
+        return f"<{len(self)} structures>"
+
+
 class Generated(NamedTuple):
     "What `generate` returns: the same n crystals in three forms."
 
-    structures: list  # of pymatgen Structures, primitive cells
+    structures: Sequence  # of pymatgen Structures, primitive cells
     table: object  # pandas DataFrame with the columns of `table_row`, a row for each crystal
     crystals: Crystals  # tensors
 
@@ -1299,7 +1332,7 @@ def describe_crystals(
         rows = [row | extra for row in crystal_table(crystals)]
     else:
         rows = write_crystals(out, crystals, [extra] * len(crystals), scheduler)
-    return Generated(decode(crystals, primitive=True), pd.DataFrame(rows), crystals)
+    return Generated(Structures(crystals), pd.DataFrame(rows), crystals)
 
 # %% ../nbs/18_generation.ipynb #e1ea1cc6
 class Job(NamedTuple):
