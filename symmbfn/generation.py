@@ -46,10 +46,10 @@ from symmbfn.condition import (
     Constraints,
     Request,
     SiteSpec,
-    apply_constraints,
     constrained,
     guided,
     sample_constraints,
+    settle,
 )
 from .core import GROUPS, Crystals, K, concat, real_number, to_dict, whole_number
 from symmbfn.data import (
@@ -197,7 +197,7 @@ def sample_once(
         )
     # decoding is done in double precision and on the CPU
     on_cpu = targets.constraints
-    beliefs = apply_constraints(beliefs.to("cpu").to(torch.float64), on_cpu)
+    beliefs = settle(beliefs, on_cpu)
     crystals, _ = reconstruct(beliefs, on_cpu.G, on_cpu.b, on_cpu.positions, config.min_distance)
     return crystals
 

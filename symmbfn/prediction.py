@@ -136,6 +136,8 @@ def constraints_of(
         positions=one_hot(letter, MAX_POSITIONS, torch.bool),
         k=torch.full((len(G), 6), torch.nan, dtype=torch.float64),
         x=torch.full((len(b), 3), torch.nan, dtype=torch.float64),
+        needed=torch.zeros_like(b),
+        pool=torch.zeros_like(b),
     )
 
 
@@ -144,7 +146,7 @@ def join_constraints(
 ) -> Constraints:
     "One batch of constraints from several."
     joined = {}
-    for name in ("G", "elements", "positions", "k", "x"):
+    for name in ("G", "elements", "positions", "k", "x", "needed", "pool"):
         joined[name] = torch.cat([getattr(part, name) for part in parts])
     starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     b = torch.cat([part.b + start for part, start in zip(parts, starts)])

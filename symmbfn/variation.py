@@ -81,6 +81,8 @@ def keep_parts(
         positions=own_position if "positions" in keep else torch.ones_like(own_position),
         k=c.k if "lattice" in keep else torch.full_like(c.k, torch.nan),
         x=c.x if "coordinates" in keep else torch.full_like(c.x, torch.nan),
+        needed=torch.zeros_like(c.b),
+        pool=torch.zeros_like(c.b),
     )
 
 # %% ../nbs/42_variation.ipynb #ea0e6d9c

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from pymatgen.core import Element
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Element, Lattice, Structure
 
 import symmbfn
 from symmbfn.condition import Request, apply_constraints, sample_constraints
 from symmbfn.core import Channels, K
 from symmbfn.data import load_mp20, wyckoff_positions
-from symmbfn.generation import sample_crystals
+from symmbfn.generation import Structures, sample_crystals
 from symmbfn.reconstruct import snap_to_wyckoff, unit_cells
+from symmbfn.structures import decode
 from symmbfn.wyckoff import symmetry_operations
 
 
@@ -98,6 +100,34 @@ def test_crystals_have_the_operations_of_the_group_asked_for(trained):
         of_crystal = cells.b == i
         frac, Z = cells.frac[of_crystal], cells.Z[of_crystal]
         assert maps_onto_itself(frac, Z, symmetry_operations(G)), (i, G)
+
+
+def test_structures_are_those_of_decode_and_made_when_they_are_asked_for(trained):
+    crystals = sample(trained, 12, seed=5)
+    together, made = decode(crystals, primitive=True), Structures(crystals)
+    assert len(made) == 12 and list(made) == together
+    assert [made[i] for i in range(-12, 12)] == together + together
+    assert list(made[3:-2:2]) == together[3:-2:2]
+    assert made[0] is not made[0]
+    with pytest.raises(IndexError):
+        made[12]
+
+
+def perovskite(large, small):
+    "Cubic ABO3 with the large cation among twelve oxygen atoms and the small one among six."
+    oxygen = [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], *oxygen]
+    return Structure(Lattice.cubic(4.0), [large, small, "O", "O", "O"], places)
+
+
+@pytest.mark.parametrize("large, small", [("Sr", "Ti"), ("Ba", "Zr"), ("Ca", "Ti")])
+def test_the_large_cation_of_a_perovskite_is_among_twelve_oxygen_atoms(large, small):
+    request = dict(composition=f"{large}{small}O3", space_group=221, formula_units=1)
+    made = symmbfn.generate(24, progress=False, **request).structures
+    fit = StructureMatcher().fit
+    right = [fit(structure, perovskite(large, small)) for structure in made]
+    exchanged = [fit(structure, perovskite(small, large)) for structure in made]
+    assert sum(right) + sum(exchanged) == 24 and sum(right) >= 20
 
 
 PAIRS = [("Li,Mg", "cubic"), ("Li,O", "monoclinic"), ("Mg,O", "hexagonal")]
