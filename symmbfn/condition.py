@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_POSITIONS', 'ROUNDS', 'MAX_UNITS', 'MAX_ATOMS', 'MAX_SITES', 'extrapolate', 'guided', 'Constraints',
-           'expected_over_positions', 'pool_needs', 'share_elements', 'choose_elements', 'apply_constraints',
-           'constrained', 'settle', 'site_capacity', 'SiteSpec', 'Request', 'lattice_points', 'max_sites', 'Placements',
-           'draw_placement', 'element_weights', 'sample_constraints']
+           'expected_over_positions', 'onto_known_positions', 'pool_needs', 'share_elements', 'choose_elements',
+           'apply_constraints', 'constrained', 'settle', 'site_capacity', 'SiteSpec', 'Request', 'lattice_points',
+           'max_sites', 'Placements', 'draw_placement', 'element_weights', 'sample_constraints']
 
 # %% ../nbs/11_condition.ipynb #11c00004
 import math
@@ -32,11 +32,12 @@ from symmbfn.core import (
     batch_index,
     per_channel,
     segment_sum,
+    wrap,
 )
 from .data import EmpiricalPrior
 from .lattice import constrain
-from .model import minimum_image
-from .wyckoff import centring_translations, wyckoff_table
+from .model import SEAM, minimum_image
+from .wyckoff import centring_translations, project_onto_position, wyckoff_table
 
 # %% ../nbs/11_condition.ipynb #11c00006
 def extrapolate(
@@ -93,8 +94,8 @@ class Constraints(Batch):
     positions: Tensor  # (N,27) bool: is the Wyckoff position allowed; column 0 is 'a'; all: free
     k: Tensor  # (B,6) lattice, NaN where free
     x: Tensor  # (N,3) fractional coordinates, NaN where free
-    # (N,) int64, an element that must occur in the site's pool, one site for each time that it
-    # stands here; 0: none
+    # (N,) int64, an element that must occur in the site's pool, not necessarily here; one that
+    # stands at two sites must occur twice; 0: none
     needed: Tensor
     pool: Tensor  # (N,) int64: sites of a crystal with the same number are one pool
 
@@ -143,16 +144,30 @@ def expected_over_positions(
     q = log_q.masked_fill(~allowed, -torch.inf).softmax(-1)
     return torch.einsum("nw,nwao->nao", q, required)
 
+# %% ../nbs/11_condition.ipynb #58ee0493
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
+def onto_known_positions(
+    x: Tensor,  # (N,3) fractional coordinates
+    c: Constraints,
+) -> Tensor:  # (N,3) in [SEAM, SEAM + 1) (08)
+    "Move each site that may have one position only to the nearest point of it."
+    known = (c.positions.sum(1) == 1).nonzero()[:, 0]
+    letter = c.positions[known].int().argmax(1)
+    w = wyckoff_table(x.device).first[c.G[c.b][known]] + letter
+    points, _ = project_onto_position(x[known], w)
+    return wrap(x.index_copy(0, known, points), SEAM)
+
 # %% ../nbs/11_condition.ipynb #053d69c2
-ROUNDS = 20  # in which the factors are raised
+ROUNDS = 20  # how often the factors are raised
 
 
 def pool_needs(
     c: Constraints,
-) -> tuple[Tensor, Tensor]:  # (N,) pool of each site, counted through all crystals; (P,K) its needs
-    "Count how many sites of each pool must have each element."
+) -> tuple[Tensor, Tensor]:  # (N,) number of each site's pool among all; (N,K) needs of each pool
+    "Count how many sites of each pool must have each element. Rows behind the last pool are 0."
     _, pool = torch.stack([c.b, c.pool]).unique(dim=1, return_inverse=True)
-    needs = torch.zeros(len(pool), K + 1, device=pool.device)  # there are as many sites, or fewer
+    needs = torch.zeros(len(pool), K + 1, device=pool.device)  # at most as many pools as sites
     needs.index_put_((pool, c.needed), torch.ones(len(pool), device=pool.device), accumulate=True)
     return pool, needs[:, 1:]  # column 0 has the sites that need nothing
 
@@ -166,7 +181,7 @@ def share_elements(
         return p
     pool, needs = pool_needs(c)
     for _ in range(ROUNDS):
-        there = segment_sum(p, pool, len(needs))  # (P,K)
+        there = segment_sum(p, pool, len(needs))  # (N,K), a row for each pool
         factor = (needs.to(p) / there.clamp(min=1e-30)).clamp(min=1)
         p = p * factor[pool]
         p = p / p.sum(-1, keepdim=True)
@@ -187,6 +202,8 @@ def choose_elements(
         sites = (pool == i).nonzero()[:, 0]
         elements = c.needed[sites][c.needed[sites] > 0] - 1  # columns of p
         loss = log_p[sites].amax(1, keepdim=True) - log_p[sites][:, elements]
+        is_forbidden = c.elements[sites][:, elements] == 0
+        loss = loss.masked_fill(is_forbidden, 1e9)  # more than all others together
         site, need = map(torch.from_numpy, linear_sum_assignment(loss.numpy()))
         chosen[sites[site]] = elements[need]
     return discrete.one_hot(chosen, K, p.dtype)
@@ -206,7 +223,7 @@ def apply_constraints(
     return replace(
         estimate,
         k=torch.where(c.k.isnan(), estimate.k, c.k.to(estimate.k)),
-        x=torch.where(c.x.isnan(), estimate.x, c.x.to(estimate.x)),
+        x=torch.where(c.x.isnan(), onto_known_positions(estimate.x, c), c.x.to(estimate.x)),
         a=share_elements(a, c),
         S=estimate.S.index_copy(0, restricted, S),
     )
@@ -729,33 +746,33 @@ def element_weights(
     return weights
 
 
-def _is_open(
+def _may_swap(
     request: Request,
     n: int,  # sites of a crystal, the given ones first
 ) -> list:  # of bool
-    "Whether the request leaves open which element each site has."
+    "Whether the request leaves the element of each site open, so that sites may swap theirs."
     return [i >= len(request.given) or not request.given[i].element for i in range(n)]
 
 
 def _numbered_pools(
     sites: list,  # N SiteSpecs
     G: Tensor,  # (N,) space group of each site
-    is_open: Tensor,  # (N,) bool
+    may_swap: Tensor,  # (N,) bool
     request: Request,
 ) -> Tensor:  # (N,)
-    """Number the pools of open sites; a site that isn't open is alone.
+    """Number the pools: sites that may swap elements without changing what the crystal is made of.
 
-    Atoms of a formula stay in their numbers if sites exchange elements that have one multiplicity.
-    Without a formula all open sites of a crystal are one pool."""
+    With a formula these are sites of equal multiplicity. Without one it is all sites that may swap.
+    A site that may not is alone."""
     mult = torch.zeros(len(sites), dtype=torch.int64)
     if request.formula:
-        mult = torch.tensor(
-            [
-                site.mult or _positions(group)[0][site.letter]
-                for site, group in zip(sites, G.tolist())
-            ]
-        )
-    return torch.where(is_open, mult, -1 - torch.arange(len(sites)))
+        mults = [
+            _positions(group)[0][site.letter] if site.letter >= 0 else site.mult
+            for site, group in zip(sites, G.tolist())
+        ]
+        mult = torch.tensor(mults)
+    alone = -1 - torch.arange(len(sites))  # another number for each, and none of the others
+    return torch.where(may_swap, mult, alone)
 
 
 def _allowed_elements(
@@ -796,7 +813,7 @@ def _to_constraints(
     "Put the plans of all crystals into one batch of tensors."
     G = torch.tensor([group for group, _ in plans])
     b, _ = batch_index(torch.tensor([len(sites) for _, sites in plans]))
-    is_open = torch.tensor([v for _, sites in plans for v in _is_open(request, len(sites))])
+    may_swap = torch.tensor([v for _, sites in plans for v in _may_swap(request, len(sites))])
     sites = list(chain.from_iterable(sites for _, sites in plans))
     element = torch.tensor([site.element for site in sites])
     k = torch.tensor(request.k or [torch.nan] * 6, dtype=torch.float64)
@@ -808,10 +825,10 @@ def _to_constraints(
         positions=_allowed_positions(sites, G[b]),
         k=k.repeat(len(G), 1),
         x=torch.tensor(x, dtype=torch.float64),
-        needed=torch.where(is_open, element, 0),
-        pool=_numbered_pools(sites, G[b], is_open, request),
+        needed=torch.where(may_swap, element, 0),
+        pool=_numbered_pools(sites, G[b], may_swap, request),
     )
-    given = torch.where(is_open, 0, element)
+    given = torch.where(may_swap, 0, element)
     return replace(c, elements=_allowed_elements(c, given, request))
 
 # %% ../nbs/11_condition.ipynb #ce3ad4c6
@@ -820,7 +837,7 @@ def _draw_sites(
     option: _Option,
     generator: torch.Generator,
 ) -> list:  # of SiteSpecs, one for each site
-    "Draw a way to place the atoms of one crystal. Elements of open sites are what these need."
+    "Draw a way to place one crystal's atoms. An open site's element is a need of its pool."
     if option.placements is None:
         sites = list(request.given) + [SiteSpec()] * (option.n - len(request.given))
     else:
