@@ -150,13 +150,13 @@ def expected_over_positions(
 def onto_known_positions(
     x: Tensor,  # (N,3) fractional coordinates
     c: Constraints,
-) -> Tensor:  # (N,3) in [SEAM, SEAM + 1) (08)
+) -> Tensor:  # (N,3); those that were moved are in [SEAM, SEAM + 1) (08)
     "Move each site that may have one position only to the nearest point of it."
     known = (c.positions.sum(1) == 1).nonzero()[:, 0]
     letter = c.positions[known].int().argmax(1)
     w = wyckoff_table(x.device).first[c.G[c.b][known]] + letter
     points, _ = project_onto_position(x[known], w)
-    return wrap(x.index_copy(0, known, points), SEAM)
+    return x.index_copy(0, known, wrap(points, SEAM))
 
 # %% ../nbs/11_condition.ipynb #053d69c2
 ROUNDS = 20  # how often the factors are raised
