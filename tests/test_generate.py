@@ -121,8 +121,11 @@ def perovskite(large, small):
 
 
 @pytest.mark.parametrize("large, small", [("Sr", "Ti"), ("Ba", "Zr"), ("Ca", "Ti")])
-def test_the_large_cation_of_a_perovskite_is_among_twelve_oxygen_atoms(large, small):
+@pytest.mark.parametrize("positions", ["open", "given"])
+def test_the_large_cation_of_a_perovskite_is_among_twelve_oxygen_atoms(large, small, positions):
     request = dict(composition=f"{large}{small}O3", space_group=221, formula_units=1)
+    if positions == "given":  # with the small cation in the large one's place
+        request = dict(composition=f"{large}{small}O3", template=perovskite(small, large))
     made = symmbfn.generate(24, progress=False, **request).structures
     fit = StructureMatcher().fit
     right = [fit(structure, perovskite(large, small)) for structure in made]
