@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['PRODUCTS_SHARE', 'CASTS_SHARE', 'BREAK_EVEN', 'MUON_LR', 'MUON_DECAY', 'P_UNCONDITIONAL', 'LOSS_NAMES', 'LAST_MAPS',
-           'COLUMNS', 'FREE_SETTINGS', 'LOCK', 'SITE_WORK', 'epoch_seed', 'epoch_generator', 'sample_time_and_noise',
-           'TrainConfig', 'resolve_device', 'bfloat16_speedup', 'resolve_precision', 'autocast', 'weighted_loss',
-           'orthogonalise', 'Muon', 'freeze', 'EncodingAdam', 'make_optimizers', 'set_learning_rate', 'plateau_factor',
-           'cosine_factor', 'update_ema', 'RunState', 'compute_gradient', 'take_step', 'count_step',
-           'stratified_batches', 'drop_condition', 'mean_losses', 'train_epoch', 'stop_unless_finite', 'sorted_batches',
-           'validate', 'begin_with', 'save_run', 'new_run', 'read_checkpoint', 'resume', 'evaluate_epoch',
-           'validation_losses', 'keep_lowest', 'has_no_patience_left', 'keep_best', 'print_progress', 'Process',
-           'join_processes', 'from_first', 'SessionClock', 'plan_epochs', 'Saver', 'Session', 'start_or_resume',
-           'epoch_function', 'next_row', 'train_until_over', 'only_process', 'only_run', 'refuse_if_taken', 'train',
-           'run_summary', 'compare_runs', 'shard_limits', 'shard_batch', 'Objective', 'train_shared_epoch',
-           'padded_sizes', 'pad_batch', 'PaddedBatches', 'undo_steps', 'record_cuda_graph', 'RecordedEpoch',
-           'check_parameters']
+           'COLUMNS', 'FREE_SETTINGS', 'LOCK', 'TRAINING_LOCK', 'SITE_WORK', 'epoch_seed', 'epoch_generator',
+           'sample_time_and_noise', 'TrainConfig', 'resolve_device', 'bfloat16_speedup', 'resolve_precision',
+           'autocast', 'weighted_loss', 'orthogonalise', 'Muon', 'freeze', 'EncodingAdam', 'make_optimizers',
+           'set_learning_rate', 'plateau_factor', 'cosine_factor', 'update_ema', 'RunState', 'compute_gradient',
+           'take_step', 'count_step', 'stratified_batches', 'drop_condition', 'mean_losses', 'train_epoch',
+           'stop_unless_finite', 'sorted_batches', 'validate', 'begin_with', 'save_run', 'new_run', 'read_checkpoint',
+           'resume', 'evaluate_epoch', 'validation_losses', 'keep_lowest', 'has_no_patience_left', 'keep_best',
+           'print_progress', 'Process', 'join_processes', 'from_first', 'SessionClock', 'plan_epochs', 'Saver',
+           'Session', 'start_or_resume', 'epoch_function', 'next_row', 'train_until_over', 'only_process', 'only_run',
+           'refuse_if_taken', 'train', 'run_summary', 'compare_runs', 'shard_limits', 'shard_batch', 'Objective',
+           'train_shared_epoch', 'padded_sizes', 'pad_batch', 'PaddedBatches', 'undo_steps', 'record_cuda_graph',
+           'RecordedEpoch', 'check_parameters']
 
 # %% ../nbs/09_train.ipynb #58cd8444
 import copy
@@ -878,7 +878,8 @@ def _check_properties(names, y, n_crystals):
         )
 
 
-LOCK = "lock.part"  # file of a folder that the process at work there has locked
+# files of a folder that the process at work there has locked; `finetune` (38) holds both
+LOCK, TRAINING_LOCK = "lock.part", "train.lock"
 
 
 def read_checkpoint(
@@ -1226,11 +1227,12 @@ def train_until_over(
 @contextmanager
 def only_process(
     folder: Path,  # made if it isn't there
+    lock=LOCK,  # file to lock
 ):
     "Hold a folder's lock. Raises ValueError if another process holds it."
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(folder / LOCK).acquire(timeout=0)
+        held = FileLock(folder / lock).acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
             f"Another process is at work in {folder}: wait for it, or give another folder."
@@ -1244,7 +1246,7 @@ def only_run(
     process: Process,  # the first one holds the lock for all of a run
 ):
     "`only_process` of a run's folder."
-    return nullcontext() if process.rank > 0 else only_process(run_dir)
+    return nullcontext() if process.rank > 0 else only_process(run_dir, TRAINING_LOCK)
 
 
 def refuse_if_taken(
@@ -1252,7 +1254,7 @@ def refuse_if_taken(
     process: Process,
 ):
     "Raise ValueError if another process is at work in a folder."
-    if (run_dir / LOCK).exists():
+    if (run_dir / TRAINING_LOCK).exists():
         with only_run(run_dir, process):
             pass
 
