@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, distributed, nn
 
 from symmbfn.core import (
@@ -1230,6 +1229,8 @@ def only_process(
     lock=LOCK,  # file to lock
 ):
     "Hold a folder's lock. Raises ValueError if another process holds it."
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
     try:
         held = FileLock(folder / lock).acquire(timeout=0)

@@ -69,8 +69,10 @@ def test_a_module_imports_only_smaller_numbers(module):
 
 @pytest.mark.parametrize("module", sorted(m for m in NUMBERS if NUMBERS[m] <= 12))
 def test_00_to_12_need_torch_numpy_and_safetensors_alone(module):
-    "Kernels need Triton too, but only where there is a GPU, and there Triton comes with torch."
-    assert packages_imported(module) <= TRAINING_NEEDS | {"triton"}
+    """Some functions import more when they are called: Triton and filelock come with torch, and
+    scipy finds the sites for the elements of a request, which training never does."""
+    later = {"triton", "filelock"} | ({"scipy"} if module == "condition" else set())
+    assert packages_imported(module) <= TRAINING_NEEDS | later
 
 
 def test_the_base_install_has_what_the_modules_import():
