@@ -6,16 +6,17 @@
 __all__ = ['MAX_POSITIONS', 'ROUNDS', 'MAX_UNITS', 'MAX_ATOMS', 'MAX_SITES', 'extrapolate', 'guided', 'Constraints',
            'expected_over_positions', 'onto_known_positions', 'pool_needs', 'share_elements', 'choose_elements',
            'apply_constraints', 'constrained', 'settle', 'site_capacity', 'SiteSpec', 'Request', 'lattice_points',
-           'max_sites', 'Placements', 'draw_placement', 'element_weights', 'sample_constraints']
+           'max_sites', 'Placements', 'draw_placement', 'element_weights', 'put_on_sequence', 'sample_constraints']
 
 # %% ../nbs/11_condition.ipynb #11c00004
 import math
+import random
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import chain
+from functools import cache, partial
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ from symmbfn.core import (
     segment_sum,
     wrap,
 )
-from .data import EmpiricalPrior
+from .data import EmpiricalPrior, count_sequences
 from .lattice import constrain
 from .model import SEAM, minimum_image
 from .wyckoff import centring_translations, project_onto_position, wyckoff_table
@@ -831,10 +832,63 @@ def _to_constraints(
     given = torch.where(may_swap, 0, element)
     return replace(c, elements=_allowed_elements(c, given, request))
 
+# %% ../nbs/11_condition.ipynb #3b0d1e02
+def put_on_sequence(
+    sites: list,  # of n SiteSpecs
+    sequence,  # n numbers of positions, 0 is 'a'
+    mults: list,  # multiplicity of each position of the group
+) -> list | None:  # of SiteSpecs with letters, in the same order; None: the sequence doesn't fit
+    "Give each site a position of a sequence that has its letter and multiplicity, if it has any."
+
+    def fits(site, letter):
+        return site.letter in (-1, letter) and site.mult in (0, mults[letter])
+
+    left, placed = list(sequence), list(sites)
+    # those that leave the least choice come first
+    for i in sorted(range(len(sites)), key=lambda i: (sites[i].letter < 0, sites[i].mult == 0)):
+        letter = next((v for v in left if fits(sites[i], v)), None)
+        if letter is None:
+            return None
+        left.remove(letter)
+        placed[i] = replace(sites[i], letter=letter)
+    return placed
+
+
+class _Sequences:
+    "The Wyckoff sequences of the data, for drawing."
+
+    def __init__(self, prior: EmpiricalPrior, seed: int):
+        self.of_group = cache(partial(count_sequences, prior))
+        self.fitting = {}  # what is known of a crystal's sites -> sequences, sums of their weights
+        self.random = random.Random(seed)  # ten times as fast as torch for one draw
+
+    def _find_fitting(self, G, sites):
+        mults, _ = _positions(G)
+        counts = self.of_group(G).get(len(sites), {})
+        fitting = [v for v in counts if put_on_sequence(sites, v, mults)]
+        return fitting, list(accumulate(counts[v] for v in fitting))
+
+    def draw(
+        self,
+        G: int,  # space group
+        sites: list,  # of SiteSpecs
+    ) -> list:  # of SiteSpecs, with letters if a sequence fits
+        "Draw a sequence that fits, and give its positions to the sites in random order."
+        known = (G, *sorted((site.letter, site.mult) for site in sites))
+        if known not in self.fitting:
+            self.fitting[known] = self._find_fitting(G, sites)
+        fitting, sums = self.fitting[known]
+        if not fitting:
+            return sites
+        (sequence,) = self.random.choices(fitting, cum_weights=sums)
+        sequence = self.random.sample(sequence, len(sequence))
+        return put_on_sequence(sites, sequence, _positions(G)[0])
+
 # %% ../nbs/11_condition.ipynb #ce3ad4c6
 def _draw_sites(
     request: Request,
     option: _Option,
+    sequences: _Sequences,
     generator: torch.Generator,
 ) -> list:  # of SiteSpecs, one for each site
     "Draw a way to place one crystal's atoms. An open site's element is a need of its pool."
@@ -842,6 +896,8 @@ def _draw_sites(
         sites = list(request.given) + [SiteSpec()] * (option.n - len(request.given))
     else:
         sites = draw_placement(option.placements, option.n, generator)
+    if all(site.letter >= 0 for site in request.given):
+        sites = sequences.draw(option.G, sites)
     elements = {site.element for site in sites}
     missing = [Z for Z in request.required if Z not in elements]
     open_sites = [i for i, site in enumerate(sites) if not site.element]
@@ -868,7 +924,8 @@ def sample_constraints(
     generator = torch.Generator().manual_seed(seed)
     weight = _weights(options, prior)
     drawn = torch.multinomial(weight, n, replacement=True, generator=generator)
+    sequences = _Sequences(prior, seed)
     plans = []
     for i in drawn.tolist():
-        plans.append((options[i].G, _draw_sites(request, options[i], generator)))
+        plans.append((options[i].G, _draw_sites(request, options[i], sequences, generator)))
     return _to_constraints(request, plans)

@@ -6,12 +6,13 @@
 __all__ = ['STORED_TYPES', 'ID_PREFIXES', 'BITS', 'N_NEIGHBOURS', 'ALLOWED_ELEMENTS_WEIGHT', 'save_tensors', 'load_tensors',
            'Dataset', 'save_dataset', 'load_dataset', 'wyckoff_positions', 'pack_crystals', 'unpack_crystals',
            'pack_dataset', 'unpack_dataset', 'load_mp20', 'EmpiricalPrior', 'primitive_sizes', 'pack_elements',
-           'unpack_elements', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior', 'without_judged',
-           'add_judged']
+           'unpack_elements', 'position_letters', 'fit_prior', 'sample_groups', 'sample_sizes', 'condition_prior',
+           'without_judged', 'add_judged', 'count_sequences']
 
 # %% ../nbs/06_data.ipynb #ed4ad3a7
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -311,6 +312,11 @@ class EmpiricalPrior(NamedTuple):
     # int64 scalar: so many examples, the first, are of the data set, and the others are judged
     # crystals of the model's own; -1: all are data
     n_data: Tensor = torch.tensor(-1)
+    # uint8, the Wyckoff position of each site of each example, ascending within the example: its
+    # number in the space group, 0 is 'a'; older files lack it
+    letters: Tensor = torch.zeros(0, dtype=torch.uint8)
+    # (M,) float64, how often each example counts; empty: those of the data set once, others never
+    weights: Tensor = torch.zeros(0, dtype=torch.float64)
 
 # %% ../nbs/06_data.ipynb #7709075a
 def primitive_sizes(
@@ -356,6 +362,16 @@ def unpack_elements(
     powers = 2 ** torch.arange(BITS, device=elements.device)
     return (elements[:, :, None] // powers % 2).flatten(1).bool()
 
+# %% ../nbs/06_data.ipynb #5ce1e701
+def position_letters(
+    c: Crystals,
+    w: Tensor,  # (N,) Wyckoff position of each site
+) -> Tensor:  # (N,) uint8
+    "Number the position of each site in its group, 0 is 'a'; ascending within each crystal."
+    order = (c.b * len(wyckoff_table().mult) + w).argsort()
+    w = w[order]  # still crystal after crystal
+    return (w - wyckoff_table(w.device).first[c.G[c.b]]).to(torch.uint8)
+
 # %% ../nbs/06_data.ipynb #c7c53153
 def fit_prior(
     c: Crystals,
@@ -369,7 +385,8 @@ def fit_prior(
     max_atoms = primitive_sizes(c, w).max()
     y = torch.zeros(len(c), 0) if y is None else y
     examples = torch.cat([c.G[:, None], n[:, None], y.to(n.device)], 1).float()
-    return EmpiricalPrior(sizes, positions, examples, max_atoms, pack_elements(c))
+    more = dict(elements=pack_elements(c), letters=position_letters(c, w))
+    return EmpiricalPrior(sizes, positions, examples, max_atoms, **more)
 
 # %% ../nbs/06_data.ipynb #dd18a739
 def sample_groups(
@@ -447,7 +464,7 @@ def condition_prior(
     y=None,  # (P,) properties asked for, NaN where any value will do; None: nothing is asked for
     allowed=None,  # (K,) bool: which elements a crystal may have; None: all
 ) -> EmpiricalPrior:  # with sizes in the proportions of p(G, n | y, allowed elements)
-    """Replace the counts of all crystals by those of the crystals most like what is asked for.
+    """Weigh the examples by how much they are like what is asked for, and count them anew.
 
     Returns `prior` as it is if nothing is asked for, or no example has what is asked for."""
     weights = torch.ones(len(prior.examples), dtype=torch.float64)
@@ -462,10 +479,11 @@ def condition_prior(
     counts_alike = bool((weights[:counted] == weights[:1]).all())
     if not weights.any() or counts_alike:
         return prior
-    G, n = prior.examples[:, :2].long().T
-    counts = _size_histogram(G, n, prior.sizes.shape[1], weights)
     # and one crystal more, spread like the whole data set
-    return prior._replace(sizes=counts + prior.sizes / prior.sizes.sum())
+    weights[: _data_examples(prior)] += 1 / _data_examples(prior)
+    G, n = prior.examples[:, :2].long().T
+    sizes = _size_histogram(G, n, prior.sizes.shape[1], weights)
+    return prior._replace(sizes=sizes, weights=weights)
 
 # %% ../nbs/06_data.ipynb #bbbbe059
 def without_judged(prior: EmpiricalPrior) -> EmpiricalPrior:
@@ -473,8 +491,9 @@ def without_judged(prior: EmpiricalPrior) -> EmpiricalPrior:
     if prior.n_data < 0:
         return prior
     n = int(prior.n_data)
+    sites = int(prior.examples[:n, 1].sum())
     of_data = dict(examples=prior.examples[:n], elements=prior.elements[:n])
-    return prior._replace(**of_data, n_data=torch.tensor(-1))
+    return prior._replace(**of_data, letters=prior.letters[:sites], n_data=torch.tensor(-1))
 
 
 def add_judged(
@@ -488,8 +507,30 @@ def add_judged(
             "The prior has judged crystals already: leave them out first, by without_judged."
         )
     examples = torch.cat([c.G[:, None], c.n[:, None], y], 1).to(prior.examples)
+    letters = position_letters(c, wyckoff_positions(c))
     return prior._replace(
         examples=torch.cat([prior.examples, examples]),
         elements=torch.cat([prior.elements, pack_elements(c)]),
+        letters=torch.cat([prior.letters, letters]),
         n_data=torch.tensor(len(prior.examples)),
     )
+
+# %% ../nbs/06_data.ipynb #5ce1e703
+def count_sequences(
+    prior: EmpiricalPrior,
+    G: int,  # space group
+) -> dict:  # n -> Counter: tuple of n numbers of positions, ascending, 0 is 'a' -> weight
+    "Count the Wyckoff sequences of a group, by the number of sites; none if the file is older."
+    if not len(prior.letters):
+        return {}
+    weights = prior.weights
+    if not len(weights):
+        weights = (torch.arange(len(prior.examples)) < _data_examples(prior)).double()
+    sizes = prior.examples[:, 1].long()
+    starts = sizes.cumsum(0) - sizes  # first site of each example
+    of_group = ((prior.examples[:, 0] == G) & (weights > 0)).nonzero()[:, 0]
+    counts = {}
+    for start, n, weight in torch.stack([starts, sizes, weights], 1)[of_group].tolist():
+        sequence = prior.letters[int(start) : int(start + n)]
+        counts.setdefault(int(n), Counter())[tuple(sequence.tolist())] += weight
+    return counts

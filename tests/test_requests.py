@@ -19,8 +19,10 @@ from pymatgen.io.vasp import Poscar
 
 import symmbfn
 from symmbfn.condition import Placements, Request, sample_constraints
+from symmbfn.data import count_sequences
 from symmbfn.generation import parse_request
 from symmbfn.train import TrainConfig
+from symmbfn.wyckoff import wyckoff_table
 
 QUICK = dict(steps=2, progress=False)
 
@@ -386,3 +388,41 @@ def test_a_template_is_one_crystal_and_a_structure_has_a_composition():
     with pytest.raises(ValueError, match="2 crystals"):
         parse_request(template=[salt, salt])
     assert parse_request(composition=salt).formula == {11: 4, 17: 4}
+
+
+def positions(c):
+    "Letters of each crystal, as a word, and 'free' for sites that may have several positions."
+    letters = c.positions.int().argmax(1).tolist()
+    known = (c.positions.sum(1) == 1).tolist()
+    words = [chr(ord("a") + letter) if k else "free" for letter, k in zip(letters, known)]
+    return [[v for v, crystal in zip(words, c.b.tolist()) if crystal == i] for i in range(len(c))]
+
+
+def test_open_positions_are_those_of_known_crystals(prior):
+    "Spinel: whatever is left open of 8a 16d 32e is one of the few ways that crystals have."
+    c, _, _ = plan(prior, 100, space_group=227, n_sites=3)
+    known = count_sequences(prior, 227)[3]
+    names = {"".join(chr(ord("a") + letter) for letter in sequence) for sequence in known}
+    assert {"".join(sorted(v)) for v in positions(c)} <= names
+
+    c, _, _ = plan(prior, 100, space_group=227, sites=[("Mg", "8a", None)], n_sites=3)
+    assert all(v[0] == "a" for v in positions(c))
+    assert {"".join(sorted(v)) for v in positions(c)} <= names
+
+    c, _, _ = plan(prior, 100, space_group=227, composition="MgAl2O4", formula_units=2)
+    table = wyckoff_table()
+    for i, letters in enumerate(positions(c)):
+        atoms = sum(int(table.mult[table.first[227] + ord(v) - ord("a")]) for v in letters)
+        assert atoms == 56, (i, letters)
+
+
+def test_positions_are_free_where_no_crystal_shows_them(prior):
+    "A given site whose position is open; a sequence that is new; weights without sequences."
+    c, _, _ = plan(prior, 20, space_group=227, sites=[("Mg", None, None)], n_sites=3)
+    assert not (c.positions.sum(1) == 1).any()
+    new = [(None, "8a", None), (None, "8b", None), (None, "16c", None), (None, "16d", None)]
+    c, _, _ = plan(prior, 20, space_group=227, sites=new, n_sites=5)
+    assert all(v == ["a", "b", "c", "d", "free"] for v in positions(c))
+    older = prior._replace(letters=prior.letters[:0])
+    c, _, _ = plan(older, 20, space_group=227, n_sites=3)
+    assert c.positions.all()

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import symmbfn
-from symmbfn.data import condition_prior, load_tensors
+from symmbfn.core import batch_index
+from symmbfn.data import condition_prior, load_mp20, load_tensors, wyckoff_positions
 from symmbfn.generation import STABLE_ENERGY
+from symmbfn.wyckoff import wyckoff_table
 
 root = Path(__file__).parent.parent
 weights = root / "symmbfn" / "weights.safetensors"
@@ -88,6 +90,25 @@ def test_prior_counts_the_training_set():
     counted = torch.zeros_like(prior.sizes).index_put_((G, n), one, accumulate=True)
     assert counted.equal(prior.sizes)
     assert prior.max_atoms == 20  # of MP-20
+
+
+def test_prior_has_positions_that_crystals_can_have():
+    "Letters of each example, ascending: all are of its group, and fixed points hold one site."
+    _, prior, _ = symmbfn.load()
+    table = wyckoff_table()
+    G, n = prior.examples[:, :2].long().T
+    assert len(prior.letters) == n.sum()
+    example, place = batch_index(n)
+    w = table.first[G[example]] + prior.letters
+    assert (w < table.first[G[example] + 1]).all()
+    after = w.diff()[place[1:] > 0]
+    assert (after >= 0).all()
+    is_fixed = table.dof[w[1:]] == 0
+    assert (after[is_fixed[place[1:] > 0]] > 0).all()
+    known = load_mp20()["train"].crystals
+    assert w[: len(known.b)].equal(
+        torch.cat([v.sort().values for v in wyckoff_positions(known).split(known.n.tolist())])
+    )
 
 
 @pytest.mark.parametrize("target", [-0.5, -2.8, -4.0])
