@@ -838,13 +838,15 @@ def put_on_sequence(
     sequence,  # n numbers of positions, 0 is 'a'
     mults: list,  # multiplicity of each position of the group
 ) -> list | None:  # of SiteSpecs with letters, in the same order; None: the sequence doesn't fit
-    "Give each site a position of a sequence that has its letter and multiplicity, if it has any."
+    """Assign the positions of a sequence to sites, respecting letters and multiplicities they have.
+
+    A letter implies a multiplicity, so it is enough to serve the sites in the order of how much is
+    known of them: whatever fits a site is as good for it as anything else that does."""
 
     def fits(site, letter):
         return site.letter in (-1, letter) and site.mult in (0, mults[letter])
 
     left, placed = list(sequence), list(sites)
-    # those that leave the least choice come first
     for i in sorted(range(len(sites)), key=lambda i: (sites[i].letter < 0, sites[i].mult == 0)):
         letter = next((v for v in left if fits(sites[i], v)), None)
         if letter is None:
@@ -855,7 +857,7 @@ def put_on_sequence(
 
 
 class _Sequences:
-    "The Wyckoff sequences of the data, for drawing."
+    "The Wyckoff sequences of the examples, to be drawn from."
 
     def __init__(self, prior: EmpiricalPrior, seed: int):
         self.of_group = cache(partial(count_sequences, prior))
@@ -863,6 +865,7 @@ class _Sequences:
         self.random = random.Random(seed)  # ten times as fast as torch for one draw
 
     def _find_fitting(self, G, sites):
+        "Sequences that fit, and the sums of their weights up to each."
         mults, _ = _positions(G)
         counts = self.of_group(G).get(len(sites), {})
         fitting = [v for v in counts if put_on_sequence(sites, v, mults)]
@@ -873,15 +876,14 @@ class _Sequences:
         G: int,  # space group
         sites: list,  # of SiteSpecs
     ) -> list:  # of SiteSpecs, with letters if a sequence fits
-        "Draw a sequence that fits, and give its positions to the sites in random order."
-        known = (G, *sorted((site.letter, site.mult) for site in sites))
-        if known not in self.fitting:
-            self.fitting[known] = self._find_fitting(G, sites)
-        fitting, sums = self.fitting[known]
+        "Draw a sequence that fits, and assign its positions."
+        key = (G, *sorted((site.letter, site.mult) for site in sites))
+        if key not in self.fitting:
+            self.fitting[key] = self._find_fitting(G, sites)
+        fitting, sums = self.fitting[key]
         if not fitting:
             return sites
         (sequence,) = self.random.choices(fitting, cum_weights=sums)
-        sequence = self.random.sample(sequence, len(sequence))
         return put_on_sequence(sites, sequence, _positions(G)[0])
 
 # %% ../nbs/11_condition.ipynb #ce3ad4c6
@@ -896,7 +898,7 @@ def _draw_sites(
         sites = list(request.given) + [SiteSpec()] * (option.n - len(request.given))
     else:
         sites = draw_placement(option.placements, option.n, generator)
-    if all(site.letter >= 0 for site in request.given):
+    if all(site.letter >= 0 and not site.element for site in request.given):
         sites = sequences.draw(option.G, sites)
     elements = {site.element for site in sites}
     missing = [Z for Z in request.required if Z not in elements]

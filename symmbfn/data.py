@@ -315,7 +315,8 @@ class EmpiricalPrior(NamedTuple):
     # uint8, the Wyckoff position of each site of each example, ascending within the example: its
     # number in the space group, 0 is 'a'; older files lack it
     letters: Tensor = torch.zeros(0, dtype=torch.uint8)
-    # (M,) float64, how often each example counts; empty: those of the data set once, others never
+    # (M,) float64, how often each example counts, from `condition_prior`; empty: those of the data
+    # set once, judged ones never
     weights: Tensor = torch.zeros(0, dtype=torch.float64)
 
 # %% ../nbs/06_data.ipynb #7709075a
@@ -368,9 +369,9 @@ def position_letters(
     w: Tensor,  # (N,) Wyckoff position of each site
 ) -> Tensor:  # (N,) uint8
     "Number the position of each site in its group, 0 is 'a'; ascending within each crystal."
-    order = (c.b * len(wyckoff_table().mult) + w).argsort()
-    w = w[order]  # still crystal after crystal
-    return (w - wyckoff_table(w.device).first[c.G[c.b]]).to(torch.uint8)
+    table = wyckoff_table(w.device)
+    ascending = (c.b * len(table.mult) + w).sort().values % len(table.mult)
+    return (ascending - table.first[c.G[c.b]]).to(torch.uint8)
 
 # %% ../nbs/06_data.ipynb #c7c53153
 def fit_prior(
@@ -506,6 +507,10 @@ def add_judged(
         raise ValueError(
             "The prior has judged crystals already: leave them out first, by without_judged."
         )
+    if int(prior.examples[:, 1].sum()) != len(prior.letters):
+        raise ValueError(
+            "The prior has examples without Wyckoff positions: fit it anew, by fit_prior."
+        )
     examples = torch.cat([c.G[:, None], c.n[:, None], y], 1).to(prior.examples)
     letters = position_letters(c, wyckoff_positions(c))
     return prior._replace(
@@ -519,8 +524,8 @@ def add_judged(
 def count_sequences(
     prior: EmpiricalPrior,
     G: int,  # space group
-) -> dict:  # n -> Counter: tuple of n numbers of positions, ascending, 0 is 'a' -> weight
-    "Count the Wyckoff sequences of a group, by the number of sites; none if the file is older."
+) -> dict:  # number of sites -> Counter of sequences: tuples of numbers, ascending, 0 is 'a'
+    "Count the Wyckoff sequences of a group, by number of sites; none if the prior has no letters."
     if not len(prior.letters):
         return {}
     weights = prior.weights
@@ -528,9 +533,9 @@ def count_sequences(
         weights = (torch.arange(len(prior.examples)) < _data_examples(prior)).double()
     sizes = prior.examples[:, 1].long()
     starts = sizes.cumsum(0) - sizes  # first site of each example
-    of_group = ((prior.examples[:, 0] == G) & (weights > 0)).nonzero()[:, 0]
+    chosen = (prior.examples[:, 0] == G) & (weights > 0)
     counts = {}
-    for start, n, weight in torch.stack([starts, sizes, weights], 1)[of_group].tolist():
-        sequence = prior.letters[int(start) : int(start + n)]
-        counts.setdefault(int(n), Counter())[tuple(sequence.tolist())] += weight
+    for start, n, weight in zip(*(v[chosen].tolist() for v in (starts, sizes, weights))):
+        sequence = tuple(prior.letters[start : start + n].tolist())
+        counts.setdefault(n, Counter())[sequence] += weight
     return counts

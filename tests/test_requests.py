@@ -405,7 +405,7 @@ def test_open_positions_are_those_of_known_crystals(prior):
     names = {"".join(chr(ord("a") + letter) for letter in sequence) for sequence in known}
     assert {"".join(sorted(v)) for v in positions(c)} <= names
 
-    c, _, _ = plan(prior, 100, space_group=227, sites=[("Mg", "8a", None)], n_sites=3)
+    c, _, _ = plan(prior, 100, space_group=227, sites=[(None, "8a", None)], n_sites=3)
     assert all(v[0] == "a" for v in positions(c))
     assert {"".join(sorted(v)) for v in positions(c)} <= names
 
@@ -417,9 +417,11 @@ def test_open_positions_are_those_of_known_crystals(prior):
 
 
 def test_positions_are_free_where_no_crystal_shows_them(prior):
-    "A given site whose position is open; a sequence that is new; weights without sequences."
+    "So it is with a given element, a sequence that is new, and weights without sequences."
     c, _, _ = plan(prior, 20, space_group=227, sites=[("Mg", None, None)], n_sites=3)
     assert not (c.positions.sum(1) == 1).any()
+    c, _, _ = plan(prior, 20, space_group=227, sites=[("Mg", "8a", None)], n_sites=3)
+    assert all(v == ["a", "free", "free"] for v in positions(c))
     new = [(None, "8a", None), (None, "8b", None), (None, "16c", None), (None, "16d", None)]
     c, _, _ = plan(prior, 20, space_group=227, sites=new, n_sites=5)
     assert all(v == ["a", "b", "c", "d", "free"] for v in positions(c))
