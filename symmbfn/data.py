@@ -464,7 +464,7 @@ def condition_prior(
     prior: EmpiricalPrior,
     y=None,  # (P,) properties asked for, NaN where any value will do; None: nothing is asked for
     allowed=None,  # (K,) bool: which elements a crystal may have; None: all
-) -> EmpiricalPrior:  # with sizes in the proportions of p(G, n | y, allowed elements)
+) -> EmpiricalPrior:  # with weights, and sizes in proportion to p(G, n | y, allowed elements)
     """Weigh the examples by how much they are like what is asked for, and count them anew.
 
     Returns `prior` as it is if nothing is asked for, or no example has what is asked for."""
