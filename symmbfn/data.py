@@ -488,7 +488,7 @@ def condition_prior(
 
 # %% ../nbs/06_data.ipynb #bbbbe059
 def without_judged(prior: EmpiricalPrior) -> EmpiricalPrior:
-    "The same prior with the examples of the data alone."
+    "The same prior, as it was fitted, with the examples of the data alone."
     if prior.n_data < 0:
         return prior
     n = int(prior.n_data)
@@ -502,7 +502,9 @@ def add_judged(
     c: Crystals,  # M' crystals that the model made
     y: Tensor,  # (M',P) their properties, NaN where unknown
 ) -> EmpiricalPrior:  # with M + M' examples
-    "Add judged crystals of the model's own to the examples."
+    """Add judged crystals of the model's own to the examples of a prior as it was fitted.
+
+    Raises ValueError if there are judged ones already, or examples without positions."""
     if prior.n_data >= 0:
         raise ValueError(
             "The prior has judged crystals already: leave them out first, by without_judged."
