@@ -348,10 +348,11 @@ def max_sites(
 class _Rules:
     "What stays the same from state to state."
 
-    def __init__(self, request: Request, G: int, prior: EmpiricalPrior):
+    def __init__(self, request: Request, G: int, prior: EmpiricalPrior, room: dict | None):
         self.request, self.G = request, G
         self.most = max_sites(request, prior) - len(request.given)  # sites that may join
-        self.mults = list(site_capacity(G))
+        self.room = room or site_capacity(G)  # multiplicity -> how many sites can have it
+        self.mults = list(self.room)
         # what the multiplicities from each column on can add up to is a multiple of this
         self.divisors = [math.gcd(*self.mults[i:]) for i in range(len(self.mults) + 1)]
         self.p = _multiplicity_probabilities(G, prior)
@@ -363,7 +364,7 @@ def _start(rules: _Rules, cell: dict) -> _State:  # cell: atomic number -> atoms
     mults, is_fixed = _positions(rules.G)
     given = rules.request.given
     taken = Counter(mults[site.letter] for site in given if is_fixed[site.letter])
-    room = tuple(count - taken[mult] for mult, count in site_capacity(rules.G).items())
+    room = tuple(count - taken[mult] for mult, count in rules.room.items())
     # elements with few atoms come first, since they have the fewest ways
     need = sorted(cell.items(), key=lambda item: (item[1], item[0]))
     points = lattice_points(rules.G)
@@ -464,8 +465,9 @@ class Placements(_Sums):
         G: int,  # space group
         cells: list,  # dicts: atomic number (0: any) -> atoms in the primitive cell
         prior: EmpiricalPrior,  # counts in the training set (06)
+        room=None,  # multiplicity, descending -> how many sites can have it; None: as in the group
     ):
-        super().__init__(_Rules(request, G, prior))
+        super().__init__(_Rules(request, G, prior, room))
         self.cells = cells
         self.starts = [_start(self.rules, cell) for cell in cells]
 
@@ -506,8 +508,13 @@ class _Option:
 
     G: int  # space group
     n: int  # number of sites
+    weight: float  # how often it is drawn, in proportion
     placements: Placements | None = None  # of the atoms; None: sites are free
-    p: float = 1.0  # the probability of the composition, given group and number of sites
+
+
+def _frequency(prior: EmpiricalPrior, G: int, n: int) -> float:
+    "How many crystals of the data have a space group and a number of sites."
+    return float(prior.sizes[G, n]) if n < prior.sizes.shape[1] else 0.0
 
 # %% ../nbs/11_condition.ipynb #180de523
 def _formula_units(
@@ -556,6 +563,12 @@ def _missing(request: Request) -> list:  # of atomic numbers
     return [Z for Z in request.required if Z not in elements]
 
 
+def _has_sites_for(request: Request, n: int) -> bool:
+    "Whether n sites are what is asked for, and enough for the elements that must occur."
+    enough = request.formula or _open_sites(request, n) >= len(_missing(request))
+    return bool(enough) and request.sites in (0, n)
+
+
 def _placed_options(
     request: Request,
     cells: list,  # of dicts, as `_cells` yields them
@@ -569,9 +582,46 @@ def _placed_options(
             continue  # a given site has no letter, or one that the group lacks
         placements = Placements(request, G, cells, prior)
         for n, p in placements.probabilities().items():
-            enough = request.formula or _open_sites(request, n) >= len(_missing(request))
-            if enough and request.sites in (0, n):
-                options.append(_Option(G, n, placements, p))
+            if _has_sites_for(request, n):
+                options.append(_Option(G, n, _frequency(prior, G, n) * p, placements))
+    return options
+
+# %% ../nbs/11_condition.ipynb #11d00012
+def _known_rooms(
+    request: Request,  # without given sites
+    prior: EmpiricalPrior,
+) -> dict:  # atoms in the primitive cell -> Counter of pairs (space group, multiplicities)
+    "Find how many atoms the sequences of the examples hold, with the weights of the examples."
+    rooms = {}
+    for G in request.groups:
+        mults, _ = _positions(G)
+        for n, sequences in count_sequences(prior, G).items():
+            if not _has_sites_for(request, n):
+                continue
+            for sequence, weight in sequences.items():
+                room = tuple(sorted((mults[letter] for letter in sequence), reverse=True))
+                atoms = sum(room) // lattice_points(G)
+                rooms.setdefault(atoms, Counter())[G, room] += weight
+    return rooms
+
+
+def _known_options(
+    request: Request,  # without given sites
+    cells: list,  # of dicts, as `_cells` yields them
+    prior: EmpiricalPrior,
+    rooms: dict,  # from `_known_rooms`
+) -> list:  # of _Options
+    "List the options for certain contents of the primitive cell that examples have room for."
+    options = []
+    for cell in cells:
+        for (G, room), weight in rooms.get(sum(cell.values()), {}).items():
+            n, count = len(room), Counter(room)
+            placements = Placements(request, G, [cell], prior, count)
+            if p := placements.probabilities().get(n):
+                p_of_room = float(math.factorial(n))
+                for mult, c in count.items():
+                    p_of_room *= placements.rules.p[mult] ** c / math.factorial(c)
+                options.append(_Option(G, n, weight * p / p_of_room, placements))
     return options
 
 # %% ../nbs/11_condition.ipynb #7915c635
@@ -579,8 +629,11 @@ def _counted_options(request: Request, prior: EmpiricalPrior) -> list:  # of _Op
     "List the options of a request for a composition or a number of atoms."
     if _fewest_atoms(request) > MAX_ATOMS or request.sites > MAX_SITES:
         return []
+    rooms = {} if request.given else _known_rooms(request, prior)
     for cells in _cells(request, int(prior.max_atoms)):
-        if options := _placed_options(request, cells, prior):
+        options = _known_options(request, cells, prior, rooms)
+        options = options or _placed_options(request, cells, prior)
+        if options:
             return options
     return []
 
@@ -596,7 +649,7 @@ def _free_options(request: Request, prior: EmpiricalPrior) -> list:  # of _Optio
         most = max(prior.sizes.shape[1] - 1, request.sites)  # as in the data, or as asked for
         sizes = range(least, most + 1)
     sizes = [n for n in sizes if request.sites in (0, n)]
-    return [_Option(G, n) for G in request.groups for n in sizes]
+    return [_Option(G, n, _frequency(prior, G, n)) for G in request.groups for n in sizes]
 
 # %% ../nbs/11_condition.ipynb #95858b77
 def _options(request: Request, prior: EmpiricalPrior) -> list:  # of _Options
@@ -606,12 +659,9 @@ def _options(request: Request, prior: EmpiricalPrior) -> list:  # of _Options
     return _free_options(request, prior)
 
 
-def _weights(options: list, prior: EmpiricalPrior) -> Tensor:  # (len(options),) float64
+def _weights(options: list) -> Tensor:  # (len(options),) float64
     "Weigh each option by its frequency in the data; all alike if the data has none of them."
-    weight = torch.zeros(len(options), dtype=torch.float64)
-    for i, option in enumerate(options):
-        if option.n < prior.sizes.shape[1]:
-            weight[i] = float(prior.sizes[option.G, option.n]) * option.p
+    weight = torch.tensor([option.weight for option in options], dtype=torch.float64)
     return weight if weight.sum() > 0 else torch.ones_like(weight)
 
 # %% ../nbs/11_condition.ipynb #11d00002
@@ -924,7 +974,7 @@ def sample_constraints(
         raise ValueError(_why_impossible(request, prior))
     _warn_of_large_cells(request, options, prior)
     generator = torch.Generator().manual_seed(seed)
-    weight = _weights(options, prior)
+    weight = _weights(options)
     drawn = torch.multinomial(weight, n, replacement=True, generator=generator)
     sequences = _Sequences(prior, seed)
     plans = []

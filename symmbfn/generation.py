@@ -1308,10 +1308,11 @@ def plan_crystals(
 
     Raises ValueError if the request cannot be fulfilled."""
     y = target_properties(trained.model, condition, n)
-    allowed = torch.zeros(K, dtype=torch.bool)
-    allowed[[Z - 1 for Z in request.formula or request.elements]] = True
+    Z = torch.arange(1, K + 1)
+    allowed = torch.isin(Z, torch.tensor(list(request.formula or request.elements)))
+    required = torch.isin(Z, torch.tensor(list(request.formula or request.required)))
     first = None if y is None else y[0]  # all rows of y are equal
-    prior = condition_prior(trained.prior, first, None if allowed.all() else allowed)
+    prior = condition_prior(trained.prior, first, allowed, required)
     return dict(constraints=sample_constraints(request, prior, n, seed), y=y)
 
 # %% ../nbs/18_generation.ipynb #8301cc72

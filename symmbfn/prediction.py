@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SIMILARITY', 'FARTHEST', 'SHARE_PLANNED', 'RANKS', 'BLOCK_SIZE', 'MOST_CANDIDATES', 'COLUMNS', 'Skeleton',
-           'skeletons_of', 'constraints_of', 'join_constraints', 'mendeleev_numbers', 'by_count', 'exchanges',
-           'Templates', 'mp20_templates', 'weigh_skeletons', 'take_turns', 'Target', 'parse_target', 'plan_candidates',
-           'sample_candidates', 'number_of_variables', 'nats', 'log_prior', 'surprisal', 'field_matcher',
-           'rms_distance', 'rms_distances', 'match_rate', 'rmse', 'metre', 'Prediction', 'predict_block', 'kinds_in',
-           'predict_blocks', 'choose', 'add_energies', 'ranked_by_energy', 'Predicted', 'write_ranking',
-           'write_candidates', 'relax_in_portions', 'few_different', 'plan_prediction', 'predict']
+           'skeletons_of', 'constraints_of', 'join_constraints', 'by_count', 'exchanges', 'Templates', 'mp20_templates',
+           'weigh_skeletons', 'take_turns', 'Target', 'parse_target', 'plan_candidates', 'sample_candidates',
+           'number_of_variables', 'nats', 'log_prior', 'surprisal', 'field_matcher', 'rms_distance', 'rms_distances',
+           'match_rate', 'rmse', 'metre', 'Prediction', 'predict_block', 'kinds_in', 'predict_blocks', 'choose',
+           'add_energies', 'ranked_by_energy', 'Predicted', 'write_ranking', 'write_candidates', 'relax_in_portions',
+           'few_different', 'plan_prediction', 'predict']
 
 # %% ../nbs/40_prediction.ipynb #38d0a500
 import heapq
@@ -38,7 +38,13 @@ from symmbfn.core import (
     batch_index,
     whole_number,
 )
-from .data import EmpiricalPrior, condition_prior, load_mp20, wyckoff_positions
+from symmbfn.data import (
+    EmpiricalPrior,
+    chemical_places,
+    condition_prior,
+    load_mp20,
+    wyckoff_positions,
+)
 from .datasets import check_workers
 from .discrete import one_hot
 from .evaluation import Computer, Store
@@ -153,16 +159,8 @@ def join_constraints(
     return Constraints(b=b, **joined)
 
 # %% ../nbs/40_prediction.ipynb #68fe8c4c
-SIMILARITY = 2.0  # s: distance on the Mendeleev scale over which a template's weight falls to 1/e
+SIMILARITY = 2.0  # s: distance on the chemical scale over which a template's weight falls to 1/e
 FARTHEST = 14.0  # templates so much farther than the nearest, in units of s, weigh nothing
-
-
-@cache
-def mendeleev_numbers() -> np.ndarray:  # (K+1,) by atomic number
-    "Look up the place of each element on Pettifor's chemical scale."
-    from pymatgen.core import Element
-
-    return np.array([0, *(Element.from_Z(Z).mendeleev_no for Z in range(1, K + 1))], dtype=float)
 
 
 def by_count(
@@ -205,9 +203,9 @@ class Templates:
         if not known:
             return
         orders = np.array(elements)[exchanges(counts)]  # (p,E)
-        m = mendeleev_numbers()
+        m = chemical_places().numpy()
         old = np.array([theirs for theirs, _ in known])  # (t,E)
-        d = abs(m[old][:, None] - m[orders]).mean(-1)  # (t,p)
+        d = abs(m[old - 1][:, None] - m[orders - 1]).mean(-1)  # (t,p)
         for i, j in np.argwhere(d <= d.min() + FARTHEST * SIMILARITY):
             new = dict(zip(known[i][0], orders[j].tolist()))
             sites = sorted((position, new[Z]) for position, Z in known[i][1].sites)

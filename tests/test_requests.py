@@ -19,8 +19,8 @@ from pymatgen.io.vasp import Poscar
 
 import symmbfn
 from symmbfn.condition import Placements, Request, sample_constraints
-from symmbfn.data import count_sequences
-from symmbfn.generation import parse_request
+from symmbfn.data import condition_prior, count_sequences, load_mp20
+from symmbfn.generation import parse_request, plan_crystals
 from symmbfn.train import TrainConfig
 from symmbfn.wyckoff import wyckoff_table
 
@@ -414,6 +414,10 @@ def test_open_positions_are_those_of_known_crystals(prior):
     for i, letters in enumerate(positions(c)):
         atoms = sum(int(table.mult[table.first[227] + ord(v) - ord("a")]) for v in letters)
         assert atoms == 56, (i, letters)
+        assert (
+            tuple(ord(v) - ord("a") for v in sorted(letters))
+            in count_sequences(prior, 227)[len(letters)]
+        )
 
 
 def test_positions_are_free_where_no_crystal_shows_them(prior):
@@ -428,3 +432,76 @@ def test_positions_are_free_where_no_crystal_shows_them(prior):
     older = prior._replace(letters=prior.letters[:0])
     c, _, _ = plan(older, 20, space_group=227, n_sites=3)
     assert c.positions.all()
+
+
+MENDELEEV = [Element.from_Z(Z).mendeleev_no for Z in range(1, 95)]
+PLACE = {
+    Element.from_Z(Z): sorted(MENDELEEV).index(number) for Z, number in enumerate(MENDELEEV, 1)
+}
+
+
+def distance_of_elements(of_crystal, allowed, required):
+    "How far the elements of a crystal are from those asked for, on the chemical scale; a loop."
+
+    def apart(element, others):
+        return min(abs(PLACE[element] - PLACE[other]) for other in others)
+
+    there = sum(apart(e, allowed) for e in of_crystal) / len(of_crystal)
+    back = sum(apart(r, of_crystal) for r in required) / len(required) if required else 0
+    return there + back
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        dict(elements="Li,P,S"),
+        dict(require="O", forbid="Pb"),
+        dict(composition="SrTiO3"),
+        dict(forbid="U,Pu,Np"),
+    ],
+    ids=str,
+)
+def test_examples_count_by_the_likeness_of_their_elements(prior, words):
+    "Ratios of weights, since what is spread evenly depends on the data as a whole."
+    request = parse_request(**words)
+    allowed = {Element.from_Z(Z) for Z in request.formula or request.elements}
+    required = {Element.from_Z(Z) for Z in request.formula or request.required}
+    masks = [
+        torch.tensor([Element.from_Z(Z) in some for Z in range(1, 95)])
+        for some in (allowed, required)
+    ]
+    weights = condition_prior(prior, None, *masks).weights
+    assert not weights[prior.n_data :].any()
+    known = load_mp20()["train"].crystals[:2000]
+    found, expected, others = [], [], []
+    for weight, numbers in zip(weights.tolist(), known.a.split(known.n.tolist())):
+        elements = {Element.from_Z(Z) for Z in numbers.tolist()}
+        if len(required) <= len(elements) <= len(allowed):
+            found.append(weight)
+            expected.append(math.exp(-distance_of_elements(elements, allowed, required)))
+        else:
+            others.append(weight)
+    rest = np.array(found) - np.array(expected)  # what is spread evenly
+    assert rest.max() - rest.min() < 1e-5 and rest.min() > 0
+    assert all(0 < weight < min(found) for weight in others)
+
+
+@pytest.mark.parametrize(
+    "composition, G, letters",
+    [
+        ("MgAl2O4", 227, ("ade", "bce")),
+        ("SrTiO3", 221, ("abc", "abd")),
+        ("NaCl", 225, ("ab",)),
+        ("TiO2", 136, ("af", "bf")),
+        ("Cs2NaYCl6", 225, ("abce",)),
+        ("ZnO", 186, ("bb",)),
+    ],
+)
+def test_a_composition_is_planned_as_crystals_of_like_elements_are(composition, G, letters):
+    "The structure that a compound is known for is among the five plans that are most frequent."
+    plans = plan_crystals(symmbfn.load(), parse_request(composition=composition), {}, 300, 0)
+    c = plans["constraints"]
+    assert (c.positions.sum(1) == 1).all()
+    counts = Counter(zip(c.G.tolist(), ("".join(sorted(v)) for v in positions(c))))
+    frequent = [kind for kind, _ in counts.most_common(5)]
+    assert any((G, word) in frequent for word in letters), counts.most_common(8)
