@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,9 @@ from symmbfn.data import load_mp20
 from symmbfn.evaluation import Computer, Store, formula_key
 from symmbfn.metrics import detect_space_group
 from symmbfn.screening import (
+    GENERATED,
     BudgetSpent,
+    Journal,
     KnownCrystals,
     block_seed,
     cell_of,
@@ -168,10 +172,56 @@ def test_seeds_of_blocks_differ():
 
 def test_the_funnel_counts_fates():
     fates = ["invalid", "copy", "copy", "too high", "known", "novel"]
-    rows = [dict(fate=fate) for fate in fates]
-    lines = funnel_of([dict(rows=rows, seconds={"relaxed": 2})])
+    lines = funnel_of(Counter(fates), {"relaxed": 2})
     assert [line["crystals"] for line in lines] == [6, 5, 3, 3, 2, 2, 1]
     assert sum(line["seconds"] for line in lines) == 2
+
+
+def test_the_table_of_all_crystals_has_all_their_columns(whole):
+    folder, _ = whole
+    rows = [row for block in blocks_of(folder) for row in block]
+    names = {name for row in rows for name in row}
+    assert names - set(GENERATED) == {"start_cell", "relaxed_cell", "composition"}
+    text, columns = (
+        pd.read_csv(folder / "generated.csv"),
+        pd.read_parquet(folder / "generated.parquet"),
+    )
+    assert list(text) == list(columns) == list(GENERATED)
+    for name in ("crystal", "copy_of", "e_above_hull", "group_relaxed"):
+        expected = pd.Series([row.get(name) for row in rows], dtype=float)
+        np.testing.assert_array_equal(columns[name].astype(float), expected)
+        np.testing.assert_allclose(text[name].astype(float), expected, rtol=1e-12)
+
+
+def test_earlier_blocks_are_in_files_and_not_in_memory(tmp_path):
+    "What a screen keeps of a crystal that isn't listed: a few hundred bytes, not its two cells."
+    cell = dict(lattice=np.eye(3).tolist(), frac=np.random.rand(20, 3).tolist(), numbers=[29] * 20)
+    journal = Journal(tmp_path)
+
+    def block(number, size=50):
+        rows = [
+            dict(crystal=number * size + i, composition=f"Cu{i}Au{number}", fate="too high")
+            | dict(start_cell=cell, relaxed_cell=cell)
+            for i in range(size)
+        ]
+        return json.loads(json.dumps(dict(number=number, seed=0, rows=rows, seconds={})))
+
+    for number in range(20):
+        journal.add(block(number))
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(20, 60):
+        journal.add(block(number))
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    per_crystal = (after - before) / (40 * 50)
+    whole_row = len(json.dumps(block(0)["rows"][0]))
+    assert per_crystal < 800 < whole_row
+    again = Journal(tmp_path)
+    assert (again.blocks, again.crystals, again.fates) == (60, 3000, {"too high": 3000})
+    (found,) = again.like([dict(composition="Cu7Au30")])
+    assert found["crystal"] == 1507 and found["relaxed_cell"] == cell
+    assert again.like([dict(composition="Cu7")]) == []
 
 
 BROKEN = """
