@@ -504,7 +504,7 @@ MAX_SITES = 100  # the same for the number of sites
 
 @dataclass(frozen=True)
 class _Option:
-    "A space group and a number of sites that a request allows."
+    "A space group and a number of sites that a request allows, and ways to place its atoms."
 
     G: int  # space group
     n: int  # number of sites
@@ -591,7 +591,8 @@ def _known_rooms(
     request: Request,  # without given sites
     prior: EmpiricalPrior,
 ) -> dict:  # atoms in the primitive cell -> Counter of pairs (space group, multiplicities)
-    "Find how many atoms the sequences of the examples hold, with the weights of the examples."
+    """Add up the weights of the examples' sequences that have the same room, by the atoms that it
+    holds."""
     rooms = {}
     for G in request.groups:
         mults, _ = _positions(G)
@@ -615,10 +616,11 @@ def _known_options(
     options = []
     for cell in cells:
         for (G, room), weight in rooms.get(sum(cell.values()), {}).items():
-            n, count = len(room), Counter(room)
+            n, count = len(room), Counter(room)  # the largest first, as Placements needs them
             placements = Placements(request, G, [cell], prior, count)
+            # all n sites are used, since the room holds just these atoms
             if p := placements.probabilities().get(n):
-                p_of_room = float(math.factorial(n))
+                p_of_room = float(math.factorial(n))  # what the model gives to the multiplicities
                 for mult, c in count.items():
                     p_of_room *= placements.rules.p[mult] ** c / math.factorial(c)
                 options.append(_Option(G, n, weight * p / p_of_room, placements))
@@ -632,7 +634,8 @@ def _counted_options(request: Request, prior: EmpiricalPrior) -> list:  # of _Op
     rooms = {} if request.given else _known_rooms(request, prior)
     for cells in _cells(request, int(prior.max_atoms)):
         options = _known_options(request, cells, prior, rooms)
-        options = options or _placed_options(request, cells, prior)
+        if not options:  # no example has room for the atoms: the simple model
+            options = _placed_options(request, cells, prior)
         if options:
             return options
     return []

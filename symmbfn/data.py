@@ -469,7 +469,8 @@ def _element_weights(
         nearest = [row.expand_as(present).masked_fill(~present, K).amin(1) for row in to_required]
         d = d + torch.stack(nearest).mean(0)
     fits = (size <= allowed.sum()) & (size >= required.sum())
-    evenly = 1 / fits[: _data_examples(prior)].sum()
+    # one crystal more, spread over those of the data that fit; judged ones get as much each
+    evenly = 1 / fits[: _data_examples(prior)].sum().clamp(min=1)
     return torch.where(fits, (-d.double()).exp() + evenly, 0.0)
 
 # %% ../nbs/06_data.ipynb #b0d7d298
@@ -477,7 +478,8 @@ def _count_examples(
     prior: EmpiricalPrior,
     weights: Tensor,  # (M,) float64, of each example by its elements
 ) -> int:
-    "How many examples count where a property is asked for: all, or those of the data set alone."
+    """Count the examples that may be used where a property is asked for: all if the judged ones
+    weigh enough, or else those of the data."""
     n_data = _data_examples(prior)
     has_enough = weights[n_data:].sum() >= N_NEIGHBOURS
     return len(weights) if has_enough else n_data
@@ -500,11 +502,11 @@ def condition_prior(
     has_properties = prior.examples.shape[1] > 2
     is_asked = has_properties and y is not None and bool(y.isfinite().any())
     counted = _count_examples(prior, weights) if is_asked else _data_examples(prior)
-    weights[counted:] = 0
+    weights[counted:] = 0  # judged crystals say nothing about the data
     if is_asked:
         weights = weights * _nearest_examples(prior, y, weights > 0)
-    counts_alike = bool((weights[:counted] == weights[:1]).all())
-    if not weights.any() or counts_alike:
+    is_uniform = bool((weights[:counted] == weights[:1]).all())  # nothing tells examples apart
+    if not weights.any() or is_uniform:
         return prior
     # so that whatever the data has keeps a small probability
     n_data = _data_examples(prior)

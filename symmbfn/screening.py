@@ -641,7 +641,9 @@ class EarlierRow:
 
     def __getitem__(self, column):  # str
         "Get the value of a column of the row."
-        return getattr(self, column) if column in ("crystal", "composition") else self.read()[column]
+        return (
+            getattr(self, column) if column in ("crystal", "composition") else self.read()[column]
+        )
 
 
 class Journal:
@@ -650,12 +652,12 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder = folder / "blocks"
         self.folder.mkdir(exist_ok=True)
-        self.blocks = self.crystals = 0  # how many there are
+        self.n_blocks = self.n_crystals = 0
         self.fates = Counter()  # fate -> crystals
         self.seconds = Counter()  # step -> seconds of all blocks
         self.listed = []  # rows of the ranked list, as they were found
         self.relaxed = {}  # composition -> EarlierRows of crystals that were relaxed
-        self.block = lru_cache(maxsize=16)(self._read)  # block(number) -> dict
+        self.read_block = lru_cache(maxsize=16)(self._read)  # number -> dict; copies come in runs
         for block in self:
             self._note(block)
 
@@ -666,12 +668,12 @@ class Journal:
         return json.loads(self._path(number).read_text())
 
     def _row(self, number, place):
-        return self.block(number)["rows"][place]
+        return self.read_block(number)["rows"][place]
 
     def _note(self, block):
         "Remember what is needed of a block."
-        self.blocks += 1
-        self.crystals += len(block["rows"])
+        self.n_blocks += 1
+        self.n_crystals += len(block["rows"])
         self.seconds.update(block["seconds"])
         for place, row in enumerate(block["rows"]):
             self.fates[row["fate"]] += 1
@@ -682,7 +684,7 @@ class Journal:
                 earlier = EarlierRow(row["crystal"], row["composition"], read)
                 self.relaxed.setdefault(row["composition"], []).append(earlier)
 
-    def __iter__(self):  # of dicts from `screen_block`, in order
+    def __iter__(self):  # of dicts from `screen_block`, in order; their numbers have no gaps
         return map(self._read, range(len(list(self.folder.glob("*.json")))))
 
     def add(self, block: dict):  # from `screen_block`
@@ -690,7 +692,7 @@ class Journal:
         write_json(self._path(block["number"]), block)
         self._note(block)
 
-    def like(
+    def of_same_composition(
         self,
         rows,  # of a block
     ) -> list:  # of EarlierRows
@@ -792,20 +794,22 @@ def screen_block(
 ) -> dict:  # number, seed, rows, seconds (of each step)
     "Generate the crystals of a block, and take them through all steps."
     seconds = {}
-    number = journal.blocks
+    number = journal.n_blocks
     seed = block_seed(screening.seed, number)
+
+    rows = []  # filled in place, since `step` reads it
 
     @contextmanager
     def step(name):
+        "Time a step, and yield the crystals that have not left yet."
         began = time.perf_counter()
         yield [row for row in rows if row["fate"] is None]
         seconds[name] = time.perf_counter() - began
 
-    rows = []
     with step("generated"):
-        rows += new_rows(screening.sample(seed=seed), journal.crystals)
+        rows.extend(new_rows(screening.sample(seed=seed), journal.n_crystals))
     with step("relaxed") as valid:
-        relax_different(screening, valid, journal.like(valid))
+        relax_different(screening, valid, journal.of_same_composition(valid))
     with step("near the hull") as different:
         judge_energies(screening, different)
     with step("different when relaxed") as near:
@@ -922,7 +926,7 @@ def write_generated(
         ParquetWriter(columns, schema) as as_columns,
     ):
         for block in journal:
-            table = pa.Table.from_pylist(block["rows"], schema=schema)  # without the cells
+            table = pa.Table.from_pylist(block["rows"], schema=schema)  # the schema leaves out the cells
             as_text.write_table(table)
             as_columns.write_table(table)
 
@@ -1056,12 +1060,12 @@ def run_blocks(
     with tqdm(total=budget.n, desc="found", disable=not progress) as bar:
         bar.update(journal.fates["novel"])
         while journal.fates["novel"] < budget.n:
-            if journal.crystals >= budget.max_crystals or minutes >= budget.max_minutes:
+            if journal.n_crystals >= budget.max_crystals or minutes >= budget.max_minutes:
                 break
             journal.add(screen_block(screening, journal))
             write_lists(folder, journal)
             bar.update(journal.fates["novel"] - bar.n)
-            bar.set_postfix_str(f"{journal.crystals} crystals generated")
+            bar.set_postfix_str(f"{journal.n_crystals} crystals generated")
             minutes = (time.monotonic() - began) / 60
     return journal, minutes
 

@@ -505,3 +505,10 @@ def test_a_composition_is_planned_as_crystals_of_like_elements_are(composition, 
     counts = Counter(zip(c.G.tolist(), ("".join(sorted(v)) for v in positions(c))))
     frequent = [kind for kind, _ in counts.most_common(5)]
     assert any((G, word) in frequent for word in letters), counts.most_common(8)
+
+
+def test_more_elements_can_be_asked_for_than_a_crystal_of_the_data_has(prior):
+    "No crystal of the training set has eight elements, but some that the model made have."
+    request = parse_request(require="Li,Na,K,Mg,Ca,Al,O,F")
+    plans = plan_crystals(symmbfn.load(), request, {"e_above_hull": -0.05}, 5, 0)
+    assert (torch.bincount(plans["constraints"].b) >= 8).all()

@@ -218,10 +218,10 @@ def test_earlier_blocks_are_in_files_and_not_in_memory(tmp_path):
     whole_row = len(json.dumps(block(0)["rows"][0]))
     assert per_crystal < 800 < whole_row
     again = Journal(tmp_path)
-    assert (again.blocks, again.crystals, again.fates) == (60, 3000, {"too high": 3000})
-    (found,) = again.like([dict(composition="Cu7Au30")])
+    assert (again.n_blocks, again.n_crystals, again.fates) == (60, 3000, {"too high": 3000})
+    (found,) = again.of_same_composition([dict(composition="Cu7Au30")])
     assert found["crystal"] == 1507 and found["relaxed_cell"] == cell
-    assert again.like([dict(composition="Cu7")]) == []
+    assert again.of_same_composition([dict(composition="Cu7")]) == []
 
 
 BROKEN = """
