@@ -1313,8 +1313,9 @@ class RelaxedStructures(Lazy):
         "Make some of the structures; None where there is none."
         structures = dict.fromkeys(indices)
         tried = [i for i in indices if i < len(self.relaxations)]
-        for i, relaxed in zip(tried, self.relaxations.make(tried)):
-            structures[i] = relaxed_structure(self.sources[i], relaxed)
+        sources = _sources_at(self.sources, tried)
+        for i, source, relaxed in zip(tried, sources, self.relaxations.make(tried)):
+            structures[i] = relaxed_structure(source, relaxed)
         return list(structures.values())
 
 # %% ../nbs/19_evaluation.ipynb #32e00035
