@@ -1599,16 +1599,18 @@ def easy_shares(
     hull has fewer than `SPARSE_HULL` entries. A single element is in the first alone."""
     from pymatgen.core import Composition
 
-    marked = [Composition(row["formula"]) for row in rows if row.get(mark)]
-    if not marked:
-        return dict(crystals=0, single_elements=np.nan, sparse_hull=np.nan)
-    single = [len(composition) == 1 for composition in marked]
-    few = [count_entries(hull, composition) < SPARSE_HULL for composition in marked]
-    sparse = [is_sparse and not is_single for is_sparse, is_single in zip(few, single)]
+    counts = Counter()
+    for row in rows:
+        if row.get(mark):
+            composition = Composition(row["formula"])
+            is_single = len(composition) == 1
+            is_sparse = count_entries(hull, composition) < SPARSE_HULL
+            counts.update(crystals=1, single=is_single, sparse=is_sparse and not is_single)
+    n = counts["crystals"]
     return dict(
-        crystals=len(marked),
-        single_elements=float(np.mean(single)),
-        sparse_hull=float(np.mean(sparse)),
+        crystals=n,
+        single_elements=counts["single"] / n if n else np.nan,
+        sparse_hull=counts["sparse"] / n if n else np.nan,
     )
 
 # %% ../nbs/19_evaluation.ipynb #e3caf1e8
