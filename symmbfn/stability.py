@@ -968,7 +968,7 @@ N_LOADED = 200  # structures that are kept in memory while crystals are compared
 def order_by_composition(
     compositions,  # of each crystal, as text; None where there is no crystal
 ) -> list:  # of indices: crystals of one composition follow one another, as they are given
-    "Order crystals so that those to be compared with one another are loaded at about the same time."
+    "Order crystals so that those to be compared with one another are loaded together."
     return sorted(range(len(compositions)), key=lambda i: compositions[i] or "")
 
 
