@@ -117,6 +117,8 @@ class Crystals(Batch):
 
     def __getitem__(self, index):
         "Some of the crystals: `index` is an int, a slice, a tensor or list of crystals, or a mask."
+        if isinstance(index, slice) and index.step in (None, 1):
+            return self._neighbours(*index.indices(len(self))[:2])
         chosen = torch.arange(len(self), device=self.G.device)[index].reshape(-1)
         n = self.n
         starts = n.cumsum(0) - n
@@ -124,6 +126,16 @@ class Crystals(Batch):
         taken = dict(crystal=chosen, site=starts[chosen][b] + place)
         values = {c.name: getattr(self, c.name)[taken[c.per]] for c in CHANNELS}
         return Crystals(G=self.G[chosen], b=b, **values)
+
+    def _neighbours(self, start, stop):
+        "Crystals start to stop - 1. The other crystals, however many they are, cost no time."
+        stop = max(start, stop)
+        ends = torch.tensor([start, stop], device=self.b.device)
+        first, last = torch.searchsorted(self.b, ends).tolist()  # sites, which are in order
+        taken = dict(crystal=slice(start, stop), site=slice(first, last))
+        # copies, so that a change of one batch doesn't change the other
+        values = {c.name: getattr(self, c.name)[taken[c.per]].clone() for c in CHANNELS}
+        return Crystals(G=self.G[start:stop].clone(), b=self.b[first:last] - start, **values)
 
 # %% ../nbs/00_core.ipynb #44396895
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ __all__ = ['REPAIR_ROUNDS', 'REPAIR_START_TIME', 'TEMPERATURE', 'BLOCK', 'KEEP',
            'load_progress', 'load_batches', 'read_request', 'describe_request', 'open_folder', 'save_batch', 'save_all',
            'parse_condition', 'target_properties', 'warn_if_unusual', 'check_names', 'parse_folder',
            'resolve_batch_size', 'sampler_settings', 'number_to_sample', 'unrelaxed_energies', 'select_best',
-           'Structures', 'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
+           'Generated', 'sample_with_progress', 'plan_crystals', 'describe_crystals', 'Job', 'run_job',
            'device_of_work', 'worker_model', 'worker_batch', 'sample_on_workers', 'batches_of_workers', 'plan_job',
            'generate', 'make_eval_fn', 'sample_cached']
 
@@ -85,7 +85,7 @@ from symmbfn.stability import (
     load_hull,
     predict,
 )
-from .structures import decode, encode, settings_of_symbol, to_cif
+from .structures import Structures, decode, encode, settings_of_symbol, to_cif
 from .train import autocast, only_process, resolve_device, resolve_precision
 from .wyckoff import wyckoff_labels, wyckoff_table
 
@@ -1235,32 +1235,6 @@ def _energies_of_block(device, block):  # device as for `unrelaxed_energies`, bl
     return unrelaxed_energies(decode(block[1], primitive=True), device)
 
 # %% ../nbs/18_generation.ipynb #19g00016
-class Structures(Sequence):
-    "Crystals as pymatgen Structures, primitive cells. Each is made anew whenever it is asked for."
-
-    def __init__(
-        self,
-        crystals: Crystals,
-    ):
-        self.crystals = crystals
-
-    def __len__(self):
-        return len(self.crystals)
-
-    def __getitem__(self, index):  # of a slice: Structures
-        if isinstance(index, slice):
-            return Structures(self.crystals[index])
-        i = range(len(self))[index]  # raises IndexError, and counts from the end if it is negative
-        return decode(self.crystals[i], primitive=True)[0]
-
-    def __iter__(self):
-        for _, block in blocks_of(self.crystals):
-            yield from decode(block, primitive=True)
-
-    def __repr__(self):
-        return f"<{len(self)} structures>"
-
-
 class Generated(NamedTuple):
     "What `generate` returns: the same n crystals in three forms."
 

@@ -11,8 +11,8 @@ __all__ = ['NEIGHBOUR_CUTOFF', 'MIN_PLANE_DISTANCE', 'MAX_VOLUME', 'NEIGHBOUR_RA
            'crystal_statistics', 'is_valid', 'check_crystals', 'check_shares', 'wilson', 'class_shares',
            'total_variation', 'wasserstein', 'jensen_shannon', 'symmetry_orbits', 'site_featurizer',
            'structure_fingerprint', 'composition_featurizer', 'magpie_features', 'FeatureScale', 'fit_scale',
-           'mp20_scale', 'composition_fingerprint', 'Fingerprints', 'relative_distances', 'coverage',
-           'compare_statistics', 'score']
+           'mp20_scale', 'composition_fingerprint', 'Fingerprints', 'relative_distances', 'coverage_of_blocks',
+           'coverage', 'compare_statistics', 'score']
 
 # %% ../nbs/15_metrics.ipynb #16m00003
 import csv
@@ -476,6 +476,29 @@ def relative_distances(
     return np.nan_to_num(np.stack(distances), nan=np.inf, posinf=np.inf)
 
 # %% ../nbs/15_metrics.ipynb #d5d7d810
+def coverage_of_blocks(
+    blocks,  # iterable of Fingerprints: n generated crystals, some at a time
+    test: Fingerprints,  # of m crystals
+) -> dict:  # of bool: covered (n,), covered_pair (n,), recalled (m,), recalled_pair (m,)
+    "Compute what `coverage` returns without ever holding the fingerprints of all crystals."
+    covered, covered_pair = [np.zeros(0, bool)], [np.zeros(0, bool)]  # of each block
+    recalled_parts = np.zeros((2, len(test)), dtype=bool)  # structure near, composition near
+    recalled_pair = np.zeros(len(test), dtype=bool)
+    for generated in blocks:
+        near = relative_distances(generated, test) <= 1  # (2,n,m), n of this block
+        near_pair = near.all(0)
+        covered.append(near.any(2).all(0))
+        covered_pair.append(near_pair.any(1))
+        recalled_parts |= near.any(1)
+        recalled_pair |= near_pair.any(0)
+    return dict(
+        covered=np.concatenate(covered),
+        covered_pair=np.concatenate(covered_pair),
+        recalled=recalled_parts.all(0),
+        recalled_pair=recalled_pair,
+    )
+
+
 def coverage(
     generated: Fingerprints,  # of n crystals
     test: Fingerprints,  # of m crystals
@@ -484,23 +507,8 @@ def coverage(
     """Find which generated crystals are near the test set (covered) and which of the test set are
     near a generated one (recalled), as CDVAE's code does: structure and composition may be near
     different crystals. With `_pair`, both must be near the same one. One set may be empty."""
-    covered, covered_pair = np.zeros((2, len(generated)), dtype=bool)
-    recalled_parts = np.zeros((2, len(test)), dtype=bool)  # structure near, composition near
-    recalled_pair = np.zeros(len(test), dtype=bool)
-    for start in range(0, len(generated), batch_size):
-        batch = slice(start, start + batch_size)
-        near = relative_distances(generated[batch], test) <= 1  # (2,n,m), n of this batch
-        near_pair = near.all(0)
-        covered[batch] = near.any(2).all(0)
-        covered_pair[batch] = near_pair.any(1)
-        recalled_parts |= near.any(1)
-        recalled_pair |= near_pair.any(0)
-    return dict(
-        covered=covered,
-        covered_pair=covered_pair,
-        recalled=recalled_parts.all(0),
-        recalled_pair=recalled_pair,
-    )
+    starts = range(0, len(generated), batch_size)
+    return coverage_of_blocks((generated[i : i + batch_size] for i in starts), test)
 
 # %% ../nbs/15_metrics.ipynb #14a3d8ca
 def compare_statistics(

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['CHGNET', 'SEVENNET', 'N_COLUMNS', 'TERM', 'PLAIN_FORMULA', 'SPARSE_HULL', 'MAX_ATOMIC_NUMBER', 'MAX_ANGLES',
            'MAX_ANGLES_OF_CRYSTAL', 'POTENTIALS', 'FMAX', 'MAX_STEPS', 'MAX_VOLUME_CHANGE', 'MAX_MOVE', 'DT_START',
-           'DT_MAX', 'MIXING_START', 'PATIENCE', 'Hull', 'atomic_numbers', 'parse_formula', 'hull_from_table',
-           'hull_energy', 'decompose', 'formation_energy', 'count_entries', 'hull_from_energies', 'hull_from_entries',
-           'read_columns', 'read_references', 'load_hull', 'Potential', 'predict', 'ASEPotential', 'chgnet',
-           'JoinedGraphs', 'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential', 'oxidation_states',
-           'mp2020', 'mp_correction', 'sevennet', 'SevenNetPotential', 'make_calculator', 'NamedPotential',
-           'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance', 'relax_in_batches',
-           'matcher', 'is_same', 'find_known', 'find_first', 'fit_references', 'on_scale']
+           'DT_MAX', 'MIXING_START', 'PATIENCE', 'N_LOADED', 'Hull', 'atomic_numbers', 'parse_formula',
+           'hull_from_table', 'hull_energy', 'decompose', 'formation_energy', 'count_entries', 'hull_from_energies',
+           'hull_from_entries', 'read_columns', 'read_references', 'load_hull', 'Potential', 'predict', 'ASEPotential',
+           'chgnet', 'JoinedGraphs', 'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential',
+           'oxidation_states', 'mp2020', 'mp_correction', 'sevennet', 'SevenNetPotential', 'make_calculator',
+           'NamedPotential', 'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance',
+           'relax_in_batches', 'matcher', 'is_same', 'order_by_composition', 'find_known', 'find_first',
+           'fit_references', 'on_scale']
 
 # %% ../nbs/16_stability.ipynb #17a00004
 import csv
@@ -21,7 +22,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib import import_module
 from importlib.resources import files
 from itertools import islice, repeat
@@ -961,8 +962,18 @@ def is_same(
     return matcher().fit(one, other)
 
 # %% ../nbs/16_stability.ipynb #e983c35c
+N_LOADED = 200  # structures that are kept in memory while crystals are compared
+
+
+def order_by_composition(
+    compositions,  # of each crystal, as text; None where there is no crystal
+) -> list:  # of indices: crystals of one composition follow one another, as they are given
+    "Order crystals so that those to be compared with one another are loaded together."
+    return sorted(range(len(compositions)), key=lambda i: compositions[i] or "")
+
+
 def find_known(
-    compositions,  # hashable composition of each crystal; None where there is no crystal
+    compositions,  # of each crystal, as text; None where there is no crystal
     load,  # function: index of a crystal -> pymatgen Structure, called only where it is needed
     known,  # compositions of the known crystals, of the same kind
     load_known,  # function: index of a known crystal -> pymatgen Structure
@@ -972,36 +983,35 @@ def find_known(
     indices = {}  # composition -> indices of known crystals
     for j, composition in enumerate(known):
         indices.setdefault(composition, []).append(j)
-    load_known = cache(load_known)  # one may be compared with many crystals
-    found = []
-    for i, composition in enumerate(compositions):
-        candidates = indices.get(composition, []) if composition is not None else []
+    load_known = lru_cache(N_LOADED)(load_known)  # one may be compared with many crystals
+    found = [None] * len(compositions)
+    for i in order_by_composition(compositions):
+        candidates = indices.get(compositions[i], []) if compositions[i] is not None else []
         structure = load(i) if candidates else None
         same = (j for j in candidates if is_same(structure, load_known(j)))
-        found.append(next(same, None))
+        found[i] = next(same, None)
         if report:
             report()
     return found
 
 # %% ../nbs/16_stability.ipynb #3a05c0e4
 def find_first(
-    compositions,  # hashable composition of each crystal; None where there is no crystal
+    compositions,  # of each crystal, as text; None where there is no crystal
     load,  # function: index of a crystal -> pymatgen Structure, called only where it is needed
     report=None,  # function without arguments, called after each crystal
 ) -> list:  # for each, the index of the first crystal that is the same, or its own; None for none
     """Find crystals that occur more than once in a set. Each is compared with those crystals of its
     composition that were the first of their kind."""
-    unique = {}  # composition -> indices of crystals that are the first of their kind
-    load = cache(load)
-    first = []
-    for i, composition in enumerate(compositions):
-        if composition is None:
-            first.append(None)
-        else:
-            candidates = unique.setdefault(composition, [])
-            first.append(next((j for j in candidates if is_same(load(i), load(j))), i))
+    load = lru_cache(N_LOADED)(load)
+    first = [None] * len(compositions)
+    composition, kinds = None, []  # indices of crystals that are the first of their kind
+    for i in order_by_composition(compositions):
+        if compositions[i] != composition:
+            composition, kinds = compositions[i], []
+        if composition is not None:
+            first[i] = next((j for j in kinds if is_same(load(i), load(j))), i)
             if first[i] == i:
-                candidates.append(i)
+                kinds.append(i)
         if report:
             report()
     return first

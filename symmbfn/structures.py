@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LFS_POINTER', 'ENCODINGS', 'MAX_CIF', 'MAX_UNPACKED', 'MAX_ATOMS', 'CIF_PARTS', 'CHOICES', 'SYMBOL_TAGS', 'SAME_ATOM',
-           'TOO_CLOSE', 'CIF_ENDING', 'STRUCTURE_COLUMNS', 'NAME_COLUMNS', 'CRYSTAL_ATTRIBUTES', 'KINDS',
-           'read_structures', 'CELL_KEYS', 'SITE_KEYS', 'settings_of_symbol', 'read_cif', 'Sources', 'printable',
-           'naming', 'read_text', 'is_path', 'find_reader', 'read_sources', 'load_structures', 'check_symprec',
-           'check_structure', 'parse_structure', 'to_structure', 'StandardCell', 'find_symmetry', 'standardize',
-           'assemble_crystals', 'encode', 'to_structures', 'decode', 'to_cif']
+           'TOO_CLOSE', 'BLOCK', 'CIF_ENDING', 'STRUCTURE_COLUMNS', 'NAME_COLUMNS', 'CRYSTAL_ATTRIBUTES', 'KINDS',
+           'read_structures', 'CELL_KEYS', 'SITE_KEYS', 'settings_of_symbol', 'read_cif', 'Sources', 'Structures',
+           'printable', 'naming', 'read_text', 'is_path', 'find_reader', 'read_sources', 'load_structures',
+           'check_symprec', 'check_structure', 'parse_structure', 'to_structure', 'StandardCell', 'find_symmetry',
+           'standardize', 'assemble_crystals', 'encode', 'to_structures', 'decode', 'to_cif']
 
 # %% ../nbs/13_structures.ipynb #1a842009
 import codecs
@@ -23,6 +23,7 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -925,11 +926,41 @@ class Sources:
     "Crystals as they are on disk, not parsed yet. All lists have an entry for each crystal."
 
     names: list  # of str
-    sources: list  # of what `parse_structure` takes: texts, Structures, Atoms, dicts or errors
+    # what `parse_structure` takes: texts, Structures, Atoms, dicts or errors
+    sources: Sequence
     columns: dict = field(default_factory=dict)  # name -> list of values, None where empty
 
     def __len__(self):
         return len(self.names)
+
+# %% ../nbs/13_structures.ipynb #19m0000d
+BLOCK = 200  # crystals that are decoded at once
+
+
+class Structures(Sequence):
+    "Crystals as pymatgen Structures, primitive cells. Each is made anew whenever it is asked for."
+
+    def __init__(
+        self,
+        crystals: Crystals,
+    ):
+        self.crystals = crystals
+
+    def __len__(self):
+        return len(self.crystals)
+
+    def __getitem__(self, index):  # of a slice: Structures
+        if isinstance(index, slice):
+            return Structures(self.crystals[index])
+        i = range(len(self))[index]  # raises IndexError, and counts from the end if it is negative
+        return decode(self.crystals[i : i + 1], primitive=True)[0]
+
+    def __iter__(self):
+        for i in range(0, len(self), BLOCK):
+            yield from decode(self.crystals[i : i + BLOCK], primitive=True)
+
+    def __repr__(self):
+        return f"<{len(self)} structures>"
 
 # %% ../nbs/13_structures.ipynb #13r00004
 def printable(
@@ -1361,12 +1392,12 @@ def _parse_lines(text):
 
 
 def _read_dataset(path) -> Sources:
-    "Decode a data set into primitive cells. Its properties become columns, None where unknown."
+    "Read a data set as primitive cells. Its properties become columns, None where unknown."
     data, _ = load_dataset(path)
     columns = {}
     for name, y in data.properties.items():
         columns[name] = [None if math.isnan(v) else v for v in y.tolist()]
-    return Sources(data.ids, decode(data.crystals, primitive=True), columns)
+    return Sources(data.ids, Structures(check_crystals(data.crystals)), columns)
 
 # %% ../nbs/13_structures.ipynb #9cec1019
 _READERS = dict(  # ending of a file -> function of the file's Path that returns Sources
@@ -1485,10 +1516,11 @@ def _collect(
         table = structures.reset_index() if named else structures
         return _table_sources(table.to_dict("list"), title)
     if hasattr(structures, "crystals"):  # a Dataset, or what `generate` returns, which has no ids
-        ids = getattr(structures, "ids", None) or map(str, range(len(structures.crystals)))
-        return Sources(list(ids), decode(structures.crystals, primitive=True))
+        return _crystal_sources(structures.crystals, getattr(structures, "ids", None))
+    if isinstance(structures, Structures):
+        return _crystal_sources(structures.crystals)
     if isinstance(structures, Crystals):
-        return _list_sources(decode(structures, primitive=True))
+        return _crystal_sources(structures)
     structures = _plain(structures)
     if isinstance(structures, (str, Exception)) or _is_crystal(structures):
         return _list_sources([structures])
@@ -1501,6 +1533,15 @@ def _collect(
     return (
         _table_sources(_columns_of_rows(items), title, folder) if is_table else _list_sources(items)
     )
+
+# %% ../nbs/13_structures.ipynb #19m0000b
+def _crystal_sources(
+    crystals: Crystals,
+    names=None,  # of the crystals; by default their numbers
+) -> Sources:
+    "Take crystals as sources."
+    names = names or map(str, range(len(crystals)))
+    return Sources(list(names), Structures(check_crystals(crystals)))
 
 # %% ../nbs/13_structures.ipynb #50f3055f
 def read_sources(

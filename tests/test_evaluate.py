@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
@@ -33,8 +34,11 @@ from symmbfn.evaluation import (
 from symmbfn.metrics import charge_balanced, crystal_statistics
 from symmbfn.stability import (
     CHGNetPotential,
+    Potential,
+    atomic_numbers,
     formation_energy,
     hull_energy,
+    hull_from_table,
     load_hull,
     read_columns,
 )
@@ -377,3 +381,70 @@ def test_a_users_own_potential_works_in_workers(tmp_path):
         timeout=300,
     )
     assert done.stdout.strip() == "0.95 xenon has no springs -0.5", done.stderr
+
+
+class Stored(Potential):
+    "A potential whose relaxations are in the store already."
+
+    name = "stored"
+
+    def __call__(self, structures):
+        raise AssertionError("nothing is left to compute")
+
+
+def store_results(store, structures):
+    "Store rows of all stages, as evaluating the structures would do in hours."
+    fingerprint = np.random.default_rng(0).random(61 + 132).tolist()
+    for s in structures:
+        rows = {
+            MEASURE.key: dict(
+                formula=s.composition.reduced_formula,
+                atoms=len(s),
+                elements=len(s.composition),
+                density=float(s.density),
+                group=1,
+                valid=True,
+                charge_balanced=True,
+            ),
+            FINGERPRINT.key: dict(structure=fingerprint[:61], composition=fingerprint[61:]),
+            relaxation(Stored()).key: dict(
+                relaxed=True,
+                energy=-3.0,
+                lattice=s.lattice.matrix.tolist(),
+                frac=s.frac_coords.tolist(),
+                group=1,
+            ),
+        }
+        for stage, row in rows.items():
+            store.put(stage, content_key(s), dict(reason="") | row)
+
+
+def test_an_evaluation_holds_a_few_numbers_of_each_crystal(tmp_path, mp20):
+    "The memory that evaluating and writing takes hardly grows with the number of crystals."
+    store = Store(tmp_path / "store.sqlite")
+    store.db.execute("PRAGMA synchronous = OFF")
+    data = mp20["val"]
+    data = data[np.flatnonzero(crystal_statistics(data.crystals)["atoms"] < 7)[:500].tolist()]
+    store_results(store, symmbfn.decode(data.crystals, primitive=True))
+    elements = dict.fromkeys(atomic_numbers(), -3.1)
+    settings = dict(
+        train=data[:5],
+        test=data[5:10],
+        hull=hull_from_table("elements", [], [], {"stored": elements}),
+        potential=Stored(),
+        workers=1,
+        cache=store.path,
+        out=tmp_path / "report",
+    )
+    evaluate(data[:200], **settings)  # loads libraries
+    peaks = []
+    for n in (200, 500):
+        tracemalloc.start()
+        report = evaluate(data[:n], **settings)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(report.rows) == len(report.relaxed) == n and report["stable"] == 0
+        assert report.rows[n - 1]["name"] == data.ids[n - 1]
+    growth = (peaks[1] - peaks[0]) / 300  # bytes for one more crystal
+    print(f"{growth:.0f} bytes for one more crystal")
+    assert growth < 4000  # a structure or a row with fingerprints takes more
