@@ -926,7 +926,8 @@ def write_generated(
         ParquetWriter(columns, schema) as as_columns,
     ):
         for block in journal:
-            table = pa.Table.from_pylist(block["rows"], schema=schema)  # the schema leaves out the cells
+            # the schema leaves out the cells
+            table = pa.Table.from_pylist(block["rows"], schema=schema)
             as_text.write_table(table)
             as_columns.write_table(table)
 
