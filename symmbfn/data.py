@@ -437,7 +437,8 @@ def _nearest_examples(
     return possible & (distance <= farthest)
 
 # %% ../nbs/06_data.ipynb #865ae543
-# atomic numbers in the order of the chemical scale: D. G. Pettifor, Solid State Commun. 51, 31 (1984)
+# atomic numbers in the order of the chemical scale:
+# D. G. Pettifor, Solid State Communications 51, 31 (1984)
 CHEMICAL_SCALE = (
     "2 10 18 36 54 86 87 55 37 19 11 3 88 56 38 20 70 63 21 71 69 68 67 66 39 65 64 62 61 "
     "60 59 58 57 94 93 92 91 90 89 40 72 22 73 41 23 74 42 24 75 43 25 26 44 76 27 45 77 "
