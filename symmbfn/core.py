@@ -118,7 +118,7 @@ class Crystals(Batch):
     def __getitem__(self, index):
         "Some of the crystals: `index` is an int, a slice, a tensor or list of crystals, or a mask."
         if isinstance(index, slice) and index.step in (None, 1):
-            return self._neighbours(*index.indices(len(self))[:2])
+            return self._between(*index.indices(len(self))[:2])
         chosen = torch.arange(len(self), device=self.G.device)[index].reshape(-1)
         n = self.n
         starts = n.cumsum(0) - n
@@ -127,8 +127,8 @@ class Crystals(Batch):
         values = {c.name: getattr(self, c.name)[taken[c.per]] for c in CHANNELS}
         return Crystals(G=self.G[chosen], b=b, **values)
 
-    def _neighbours(self, start, stop):
-        "Crystals start to stop - 1. The other crystals, however many they are, cost no time."
+    def _between(self, start, stop):
+        "Crystals start to stop - 1. Takes no longer if there are many others."
         stop = max(start, stop)
         ends = torch.tensor([start, stop], device=self.b.device)
         first, last = torch.searchsorted(self.b, ends).tolist()  # sites, which are in order

@@ -47,7 +47,7 @@ import numpy as np
 import torch
 
 # %% ../nbs/19_evaluation.ipynb #796caeb3
-from .core import Crystals, real_number, whole_number
+from .core import Crystals, check_crystals, real_number, whole_number
 from .data import Dataset, load_mp20, load_tensors
 from .datasets import cache_folder, check_workers, whole_text
 from .generation import use_one_thread_after_fork
@@ -114,8 +114,10 @@ def _content(source):
         cell, positions = source.lattice.matrix, source.frac_coords
         elements = [site.species_string for site in source]
     elif hasattr(source, "get_scaled_positions"):  # ASE Atoms
-        cell, positions = source.cell.array, source.get_scaled_positions(wrap=False)
-        elements = source.get_chemical_symbols()
+        cell = source.cell.array
+        is_periodic = source.pbc.all() and abs(source.cell.volume) > 0  # or else it is refused
+        positions = source.get_scaled_positions(wrap=False) if is_periodic else source.positions
+        elements = source.get_chemical_symbols() + ([] if is_periodic else ["not periodic"])
     else:
         return f"{type(source).__name__} {source}"
     numbers = [
@@ -135,6 +137,7 @@ class _Database:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # the rows of a report may be read in another thread
             settings = dict(timeout=120, isolation_level=None, check_same_thread=False)
             self.db = sqlite3.connect(self.path, **settings)
         except (OSError, sqlite3.Error) as e:
@@ -195,6 +198,8 @@ class Store(_Database):
         "Look up the results of crystals that all have one."
         keys = list(keys)
         texts = dict(self._look_up("content, row", stage, keys))
+        if missing := set(keys) - texts.keys():
+            raise self._error(f"{len(missing)} results are gone: evaluate again")
         return [json.loads(texts[key]) for key in keys]
 
     def _look_up(self, columns, stage, keys):
@@ -598,7 +603,7 @@ class Items(Lazy):
 
 
 def _sources_at(sources, indices):
-    "List some of the sources; neighbours are taken together, which is faster for tensors."
+    "List some sources; indices in a row are taken as one slice, which is faster for tensors."
     if len(indices) and (np.diff(indices) == 1).all():
         return list(sources[indices[0] : indices[-1] + 1])
     return [sources[i] for i in indices]
@@ -952,9 +957,10 @@ def load_references(
 # %% ../nbs/19_evaluation.ipynb #2acd4804
 def _loaded(structures):
     "Load a set; a Dataset and Crystals stay as they are."
-    return (
-        structures if isinstance(structures, (Dataset, Crystals)) else load_structures(structures)
-    )
+    if isinstance(structures, (Dataset, Crystals)):
+        check_crystals(getattr(structures, "crystals", structures))
+        return structures
+    return load_structures(structures)
 
 
 def _reference(structures, compute, with_statistics):
@@ -1287,35 +1293,32 @@ def relax_crystals(
 
 # %% ../nbs/19_evaluation.ipynb #b9ffe64b
 def relaxed_structure(
-    source,  # a crystal
-    relaxed,  # row of the same crystal from `relax_stage`
+    relaxed,  # row of a crystal from `relax_stage`
 ):  # pymatgen Structure, None if the relaxation failed
     "Make the structure of a relaxed crystal, in a primitive cell."
     from pymatgen.core import Structure
 
     if not relaxed.get("lattice"):
         return None
-    species = primitive_cell(to_structure(source)).species  # in the order of `relax_stage`
-    return Structure(relaxed["lattice"], species, relaxed["frac"])
+    return Structure(relaxed["lattice"], relaxed["numbers"], relaxed["frac"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RelaxedStructures(Lazy):
     "The `relaxed_structure` of each of n crystals, of which the first m were to be relaxed."
 
-    sources: Sequence  # (n,) crystals
+    n: int
     relaxations: Rows  # (m,) of `relax_stage`
 
     def __len__(self):
-        return len(self.sources)
+        return self.n
 
     def make(self, indices):
         "Make some of the structures; None where there is none."
         structures = dict.fromkeys(indices)
         tried = [i for i in indices if i < len(self.relaxations)]
-        sources = _sources_at(self.sources, tried)
-        for i, source, relaxed in zip(tried, sources, self.relaxations.make(tried)):
-            structures[i] = relaxed_structure(source, relaxed)
+        for i, relaxed in zip(tried, self.relaxations.make(tried)):
+            structures[i] = relaxed_structure(relaxed)
         return list(structures.values())
 
 # %% ../nbs/19_evaluation.ipynb #32e00035
@@ -1326,7 +1329,9 @@ class SameCrystals(Lazy):
     the training set, or None; likewise for the other sets."""
 
     first: np.ndarray  # (n,) index; -1 where there is no crystal
-    known: dict  # train, val, test, as far as the sets are given -> (n,) names, None where new
+    known: (
+        dict  # train, val, test, as far as the sets are given -> (n,) names; None: no such crystal
+    )
 
     def __len__(self):
         return len(self.first)
@@ -1377,7 +1382,7 @@ def compare_crystals(
     compositions = [formula_key(r) for r in measured]
     # a relaxation keeps the composition; zip stops at the last crystal that was to be relaxed
     of_relaxed = [c if r.get("lattice") else None for r, c in zip(relaxations, compositions)]
-    structures = RelaxedStructures(sources, relaxations)
+    structures = RelaxedStructures(len(relaxations), relaxations)
     total = (len(sources) + len(relaxations)) * (1 + len(references.sets))
     with tqdm(total=total, desc="compare", unit=" crystals") as bar:
         given = find_duplicates(
@@ -1784,7 +1789,7 @@ def write_report(
     except OSError as e:
         raise OSError(
             f"The report could not be written to {printable(folder)} ({e.strerror or e}): make "
-            "space there and evaluate again, which takes seconds, since all results are kept."
+            "space there and evaluate again: all results but the comparison are kept."
         ) from e
 
 # %% ../nbs/19_evaluation.ipynb #39a5679d
@@ -1806,7 +1811,7 @@ def assemble_report(
     rows = assemble_rows(names, measured, stability, duplicates)
     summary = summarize(rows, measured.table2, floor, seconds)
     about = describe(len(rows), plan, references, compute) | dict(seconds=seconds)
-    return Report(rows, summary, RelaxedStructures(sources, relaxations), about)
+    return Report(rows, summary, RelaxedStructures(len(rows), relaxations), about)
 
 # %% ../nbs/19_evaluation.ipynb #f8aa4f63
 def evaluate(

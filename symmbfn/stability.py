@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['CHGNET', 'SEVENNET', 'N_COLUMNS', 'TERM', 'PLAIN_FORMULA', 'SPARSE_HULL', 'MAX_ATOMIC_NUMBER', 'MAX_ANGLES',
            'MAX_ANGLES_OF_CRYSTAL', 'POTENTIALS', 'FMAX', 'MAX_STEPS', 'MAX_VOLUME_CHANGE', 'MAX_MOVE', 'DT_START',
-           'DT_MAX', 'MIXING_START', 'PATIENCE', 'N_LOADED', 'Hull', 'atomic_numbers', 'parse_formula',
-           'hull_from_table', 'hull_energy', 'decompose', 'formation_energy', 'count_entries', 'hull_from_energies',
-           'hull_from_entries', 'read_columns', 'read_references', 'load_hull', 'Potential', 'predict', 'ASEPotential',
-           'chgnet', 'JoinedGraphs', 'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential',
-           'oxidation_states', 'mp2020', 'mp_correction', 'sevennet', 'SevenNetPotential', 'make_calculator',
-           'NamedPotential', 'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance',
-           'relax_in_batches', 'matcher', 'is_same', 'order_by_composition', 'find_known', 'find_first',
-           'fit_references', 'on_scale']
+           'DT_MAX', 'MIXING_START', 'PATIENCE', 'Hull', 'atomic_numbers', 'parse_formula', 'hull_from_table',
+           'hull_energy', 'decompose', 'formation_energy', 'count_entries', 'hull_from_energies', 'hull_from_entries',
+           'read_columns', 'read_references', 'load_hull', 'Potential', 'predict', 'ASEPotential', 'chgnet',
+           'JoinedGraphs', 'batch_graphs', 'crystal_graph', 'split_portions', 'CHGNetPotential', 'oxidation_states',
+           'mp2020', 'mp_correction', 'sevennet', 'SevenNetPotential', 'make_calculator', 'NamedPotential',
+           'load_potential', 'FireState', 'fire_step', 'Symmetry', 'with_symmetry', 'advance', 'relax_in_batches',
+           'matcher', 'is_same', 'order_by_composition', 'find_known', 'find_first', 'fit_references', 'on_scale']
 
 # %% ../nbs/16_stability.ipynb #17a00004
 import csv
@@ -22,7 +21,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.resources import files
 from itertools import islice, repeat
@@ -962,9 +961,6 @@ def is_same(
     return matcher().fit(one, other)
 
 # %% ../nbs/16_stability.ipynb #e983c35c
-N_LOADED = 200  # structures that are kept in memory while crystals are compared
-
-
 def order_by_composition(
     compositions,  # of each crystal, as text; None where there is no crystal
 ) -> list:  # of indices: crystals of one composition follow one another, as they are given
@@ -983,12 +979,14 @@ def find_known(
     indices = {}  # composition -> indices of known crystals
     for j, composition in enumerate(known):
         indices.setdefault(composition, []).append(j)
-    load_known = lru_cache(N_LOADED)(load_known)  # one may be compared with many crystals
     found = [None] * len(compositions)
+    composition = load_one = None
     for i in order_by_composition(compositions):
-        candidates = indices.get(compositions[i], []) if compositions[i] is not None else []
+        if compositions[i] != composition:  # the structures of the last one are let go
+            composition, load_one = compositions[i], cache(load_known)
+        candidates = indices.get(composition, []) if composition is not None else []
         structure = load(i) if candidates else None
-        same = (j for j in candidates if is_same(structure, load_known(j)))
+        same = (j for j in candidates if is_same(structure, load_one(j)))
         found[i] = next(same, None)
         if report:
             report()
@@ -1002,14 +1000,15 @@ def find_first(
 ) -> list:  # for each, the index of the first crystal that is the same, or its own; None for none
     """Find crystals that occur more than once in a set. Each is compared with those crystals of its
     composition that were the first of their kind."""
-    load = lru_cache(N_LOADED)(load)
     first = [None] * len(compositions)
-    composition, kinds = None, []  # indices of crystals that are the first of their kind
+    composition = load_first = None
+    kinds = []  # indices of crystals that are the first of their kind
     for i in order_by_composition(compositions):
-        if compositions[i] != composition:
-            composition, kinds = compositions[i], []
+        if compositions[i] != composition:  # the structures of the last one are let go
+            composition, load_first, kinds = compositions[i], cache(load), []
         if composition is not None:
-            first[i] = next((j for j in kinds if is_same(load(i), load(j))), i)
+            structure = load(i) if kinds else None
+            first[i] = next((j for j in kinds if is_same(structure, load_first(j))), i)
             if first[i] == i:
                 kinds.append(i)
         if report:

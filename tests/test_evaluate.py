@@ -411,6 +411,7 @@ def store_results(store, structures):
                 relaxed=True,
                 energy=-3.0,
                 lattice=s.lattice.matrix.tolist(),
+                numbers=list(s.atomic_numbers),
                 frac=s.frac_coords.tolist(),
                 group=1,
             ),
