@@ -8,11 +8,12 @@ __all__ = ['SYMMETRIES', 'N_CANDIDATES', 'LARGE_VOLUME_CHANGE', 'SUSPICIOUS_ENER
            'element_energies', 'Calculation', 'positive_number', 'plan_calculation', 'place_on_hull', 'working_folder',
            'structure_of', 'cell_of', 'encode_relaxed', 'write_relaxed', 'describe_source', 'Relaxed', 'relax_block',
            'relax_all', 'name_of_contents', 'relax', 'ratio', 'KnownCrystals', 'find_in', 'candidates', 'nearest_known',
-           'entry_formula', 'competing_phases', 'flags_of', 'block_seed', 'Screening', 'new_rows', 'EarlierRow',
-           'Journal', 'first_of_kind', 'relax_different', 'mark_copies', 'judge_energies', 'mark_relaxed_copies',
-           'describe_finds', 'screen_block', 'rank', 'funnel_of', 'Screened', 'write_lists', 'write_generated',
-           'write_finds', 'check_generation', 'check_elements', 'BudgetSpent', 'Budget', 'plan_budget', 'check_limits',
-           'plan_sampling', 'run_blocks', 'describe_known', 'how_far', 'conclude', 'screen']
+           'entry_formula', 'competing_phases', 'flags_of', 'block_seed', 'Screening', 'new_rows', 'read_blocks',
+           'EarlierRow', 'Journal', 'first_of_kind', 'relax_different', 'mark_copies', 'judge_energies',
+           'mark_relaxed_copies', 'describe_finds', 'screen_block', 'rank', 'funnel_of', 'Screened', 'write_lists',
+           'write_generated', 'write_finds', 'check_generation', 'check_elements', 'BudgetSpent', 'Budget',
+           'plan_budget', 'check_limits', 'plan_sampling', 'run_blocks', 'describe_known', 'how_far', 'conclude',
+           'screen']
 
 # %% ../nbs/36_screening.ipynb #1874228a
 import hashlib
@@ -631,6 +632,12 @@ def new_rows(
     return rows
 
 # %% ../nbs/36_screening.ipynb #36m00002
+def read_blocks(folder: Path):  # yields dicts from `screen_block`, in order
+    "Read the blocks that are done, one after the other."
+    for path in sorted((folder / "blocks").glob("*.json")):
+        yield json.loads(path.read_text())
+
+
 @dataclass(frozen=True, slots=True)
 class EarlierRow:
     "A row of an earlier block, of which the file has the rest."
@@ -650,8 +657,8 @@ class Journal:
     "The blocks of a screen: files, and what the next block and the ranked list need of them."
 
     def __init__(self, folder: Path):
-        self.folder = folder / "blocks"
-        self.folder.mkdir(exist_ok=True)
+        self.folder = folder
+        (folder / "blocks").mkdir(exist_ok=True)
         self.n_blocks = self.n_crystals = 0
         self.fates = Counter()  # fate -> crystals
         self.seconds = Counter()  # step -> seconds of all blocks
@@ -662,7 +669,7 @@ class Journal:
             self._note(block)
 
     def _path(self, number):
-        return self.folder / f"{number:05d}.json"
+        return self.folder / "blocks" / f"{number:05d}.json"
 
     def _read(self, number):
         return json.loads(self._path(number).read_text())
@@ -684,8 +691,8 @@ class Journal:
                 earlier = EarlierRow(row["crystal"], row["composition"], read)
                 self.relaxed.setdefault(row["composition"], []).append(earlier)
 
-    def __iter__(self):  # of dicts from `screen_block`, in order; their numbers have no gaps
-        return map(self._read, range(len(list(self.folder.glob("*.json")))))
+    def __iter__(self):  # of dicts from `screen_block`, in order
+        return read_blocks(self.folder)
 
     def add(self, block: dict):  # from `screen_block`
         "Keep a block."
