@@ -1515,10 +1515,8 @@ def _collect(
         named = structures.index.name is not None
         table = structures.reset_index() if named else structures
         return _table_sources(table.to_dict("list"), title)
-    if hasattr(structures, "crystals"):  # a Dataset, or what `generate` returns, which has no ids
+    if hasattr(structures, "crystals"):  # a Dataset, or what `generate` returns, without ids
         return _crystal_sources(structures.crystals, getattr(structures, "ids", None))
-    if isinstance(structures, Structures):
-        return _crystal_sources(structures.crystals)
     if isinstance(structures, Crystals):
         return _crystal_sources(structures)
     structures = _plain(structures)
