@@ -486,6 +486,28 @@ def test_examples_count_by_the_likeness_of_their_elements(prior, words):
     assert all(0 < weight < min(found) for weight in others)
 
 
+def test_a_property_does_not_silence_the_elements(prior):
+    "Crystals of just the elements asked for count, though the property of others is nearer."
+    words = torch.zeros(94, dtype=torch.bool)
+    words[[22 - 1, 8 - 1]] = True  # titanium and oxygen
+    asked = torch.tensor([torch.nan, -0.05])  # eV/atom above the hull
+    by_elements, by_both = (
+        condition_prior(prior, y, words, words).weights[: prior.n_data].numpy()
+        for y in (None, asked)
+    )
+    alike = by_elements - by_elements.min()  # the least is what all of the data have
+    known = load_mp20()["train"]
+    distance = np.abs(known.properties["e_above_hull"].numpy() - -0.05)
+    distance[(alike == 0) | np.isnan(distance)] = np.inf
+    is_near = distance <= np.sort(distance)[299]
+    expected = alike * is_near + 4 * alike / alike.sum()
+    np.testing.assert_allclose(by_both - by_both.min(), expected, atol=1e-9)
+    numbers = known.crystals.a.split(known.crystals.n.tolist())
+    is_titania = np.array([set(v.tolist()) == {22, 8} for v in numbers])
+    assert is_titania.sum() == 15 and not (is_titania & is_near).any()
+    assert expected[is_titania].sum() > 0.2 * expected.sum()
+
+
 @pytest.mark.parametrize(
     "composition, G, letters",
     [
