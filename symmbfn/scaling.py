@@ -17,10 +17,14 @@ from typing import NamedTuple
 import torch
 
 # %% auto #0
-__all__ = ['DECISIVE', 'TRIES', 'PATIENCE', 'installed', 'check_versions', 'do_block', 'Block', 'Scheduler', 'connect']
+__all__ = ['DECISIVE', 'TRIES', 'PATIENCE', 'installed', 'check_versions', 'check_threads', 'do_block', 'Block', 'Scheduler',
+           'connect']
 
 # %% ../nbs/45_scaling.ipynb #2ea3932a
-DECISIVE = ("symmbfn", "torch", "numpy", "scipy", "spglib", "moyopy", "pymatgen", "chgnet", "ase")
+DECISIVE = (  # the last ones for fingerprints, charges and a second potential
+    *("symmbfn", "torch", "numpy", "scipy", "spglib", "moyopy", "pymatgen", "chgnet", "ase"),
+    *("matminer", "smact", "sevenn"),
+)
 
 
 @cache
@@ -49,6 +53,15 @@ def check_versions(
         raise ValueError(f"It has {', '.join(others)}: install the same versions.")
 
 
+def check_threads():
+    "Raise ValueError in a worker that would do several blocks at a time."
+    from distributed import get_worker
+
+    threads = get_worker().state.nthreads
+    if threads != 1:
+        raise ValueError(f"A worker has {threads} threads: start workers with --nthreads 1.")
+
+
 def do_block(
     expected: tuple,  # as for `check_versions`
     function: Callable,
@@ -56,8 +69,9 @@ def do_block(
 ):  # what it returns
     """Do a block of work in a worker, with one thread.
 
-    Raises ValueError if the worker has other versions than expected."""
+    Raises ValueError if the worker has other versions than expected, or several threads."""
     check_versions(expected)
+    check_threads()
     torch.set_num_threads(1)
     return function(block)
 
@@ -80,7 +94,7 @@ class Scheduler:
     def __init__(
         self,
         address,  # such as 'tcp://host:8786'; or a cluster of Dask's, such as LocalCluster
-        patience=None,  # seconds to wait for an answer, and for a first worker; None: PATIENCE
+        patience=None,  # seconds to wait for an answer, and for any worker; None: PATIENCE
     ):
         """Connect, and look at the workers. Raises ImportError without Dask, ConnectionError if
         nobody answers or works, and ValueError for workers that can't be used."""

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from pymatgen.core import Lattice, Structure
 
 from symmbfn.__main__ import main
@@ -21,7 +21,7 @@ from symmbfn.core import concat, to_dict
 from symmbfn.data import fit_prior, load_dataset, load_mp20
 from symmbfn.generation import generate, load_batches
 from symmbfn.model import BASE, Model, load, save_model
-from symmbfn.scaling import Scheduler, check_versions, installed
+from symmbfn.scaling import Scheduler, check_versions, do_block, installed
 from symmbfn.screening import BudgetSpent, screen
 
 LONG = "SYMMBFN_LONG" in os.environ
@@ -195,6 +195,10 @@ def test_workers_that_cannot_be_used_are_named(small):
     with LocalCluster(n_workers=1, threads_per_worker=2, **threads) as cluster:
         with pytest.raises(ValueError, match="has 2 threads: start workers with --nthreads 1"):
             Scheduler(cluster)
+        with Client(cluster) as client:  # as if the worker had come later
+            late = client.submit(do_block, installed(), abs, -1)
+            with pytest.raises(ValueError, match="has 2 threads: start workers with --nthreads 1"):
+                late.result()
         cluster.scale(0)
         while cluster.scheduler_info["workers"]:
             time.sleep(0.05)
