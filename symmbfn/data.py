@@ -495,13 +495,14 @@ def condition_prior(
 ) -> EmpiricalPrior:  # with weights, and sizes in proportion to p(G, n | y, elements)
     """Weigh the examples by how much they are like what is asked for, and count them anew.
 
-    Returns `prior` as it is if nothing is asked for, or no example has what is asked for."""
+    Returns `prior` as it is if nothing is asked for, or nothing tells the examples apart."""
     weights = torch.ones(len(prior.examples), dtype=torch.float64)
     allowed = torch.ones(K, dtype=torch.bool) if allowed is None else allowed
     required = torch.zeros(K, dtype=torch.bool) if required is None else required
     has_elements = len(prior.elements) > 0 and bool(required.any() or not allowed.all())
     if has_elements:
-        weights = _element_weights(prior, allowed, required)
+        by_elements = _element_weights(prior, allowed, required)
+        weights = by_elements if by_elements.any() else weights  # none has so many elements
     has_properties = prior.examples.shape[1] > 2
     is_asked = has_properties and y is not None and bool(y.isfinite().any())
     counted = _count_examples(prior, weights) if is_asked else _data_examples(prior)
