@@ -1031,11 +1031,45 @@ def _attempt(
         return e
 
 # %% ../nbs/13_structures.ipynb #87792176
+def _state(path):
+    "Size and time of change of a file; None if it can't be looked at."
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class _Texts(Sequence):
+    """Texts of CIF files, each of which is read whenever it is asked for: a folder may be larger
+    than the memory. Raises ValueError for a file that has changed, as its crystal has, too."""
+
+    def __init__(
+        self,
+        files: list,  # of pairs: path, what `_state` returned
+    ):
+        self.files = files
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):  # of a slice: _Texts
+        if isinstance(index, slice):
+            return _Texts(self.files[index])
+        path, state = self.files[index]
+        if _state(path) != state:
+            raise ValueError(f"{printable(path)} has changed while it was in use: start again.")
+        return _attempt(_file_text, path, MAX_CIF)
+
+    def __eq__(self, other):
+        return list(self) == list(other)
+
+
 def _read_folder(path) -> Sources:
     "Collect the CIF files of a folder and of the folders in it, sorted by path."
     paths = (file for file in sorted(path.rglob("*")) if file.is_file())
     files = [str(file) for file in paths if _is_cif(file.relative_to(path))]
-    return Sources(_cif_names(files), [_attempt(_file_text, file, MAX_CIF) for file in files])
+    return Sources(_cif_names(files), _Texts([(file, _state(file)) for file in files]))
 
 
 def _read_zip(path) -> Sources:

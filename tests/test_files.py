@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -268,3 +269,24 @@ def test_a_path_that_is_not_there_is_refused_at_once():
     for path in ("none.cif", Path("none.cif"), "x" * 5000):
         with pytest.raises(FileNotFoundError, match="is not there"):
             read_sources(path)
+
+
+def test_a_folder_is_read_file_by_file(tmp_path):
+    "A folder takes some memory for each file, but not for what is in it; and no file may change."
+    for i in range(300):
+        (tmp_path / f"{i:03d}.cif").write_text(SALT_CIF + "#" * 20_000)
+    load_structures(tmp_path)
+    tracemalloc.start()
+    names, sources = load_structures(tmp_path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(names) == len(sources) == 300 and held / 300 < 2000  # bytes
+    assert [to_structure(source).formula for source in sources[298:]] == ["Na4 Cl4"] * 2
+    assert sources[-1] == list(sources)[299]
+    with pytest.raises(IndexError):
+        sources[300]
+    (tmp_path / "007.cif").write_text(SALT_CIF)
+    (tmp_path / "008.cif").unlink()
+    for i in (7, 8):
+        with pytest.raises(ValueError, match=f"00{i}.cif has changed while it was in use: start"):
+            sources[i]
