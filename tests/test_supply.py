@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import symmbfn
 from symmbfn.data import load_mp20
@@ -33,6 +35,13 @@ def without_network(monkeypatch):
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("python", ["3.11.0", "3.12.0"])
+def test_what_is_pinned_can_be_installed_on_every_python_that_we_promise(python):
+    "Debian 12 has Python 3.11.2, for which a package that needs 3.11.5 can't be installed."
+    needs = {one.name: one.metadata["Requires-Python"] or "" for one in distributions()}
+    assert not [name for name, need in needs.items() if python not in SpecifierSet(need)]
 
 
 def test_nothing_is_fetched_from_the_network(without_network, tmp_path):
