@@ -508,9 +508,10 @@ def condition_prior(
     counted = _count_examples(prior, weights) if is_asked else _data_examples(prior)
     weights[counted:] = 0  # judged crystals say nothing about the data
     if is_asked:
-        alike = weights if has_elements else torch.zeros_like(weights)
-        weights = weights * _nearest_examples(prior, y, weights > 0)
-        weights += N_ALIKE * alike / alike.sum().clamp(min=1)
+        alike = weights
+        weights = alike * _nearest_examples(prior, y, alike > 0)
+        if has_elements:
+            weights += N_ALIKE * alike / alike.sum().clamp(min=1)  # 0 if no data have so many
     is_uniform = bool((weights[:counted] == weights[:1]).all())  # nothing tells examples apart
     if not weights.any() or is_uniform:
         return prior
